@@ -1,0 +1,60 @@
+"""Specs of what is read from outside and of what is collected on the original model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import Spec
+
+
+class ModelSource(Spec):
+    """A causal language model: a local Hugging Face folder, a Hub id with revision, or an fsspec URL of a folder."""
+
+    step: Literal["model"]
+    source: str
+    revision: str | None = None
+
+
+class TextSource(Spec):
+    """Texts: a file, a folder of .txt/.md files, JSONL with a text field, or `builtin:calibrate` / `builtin:evaluate`."""
+
+    step: Literal["text"]
+    source: str
+    field: str = "text"
+
+
+class Tokenize(Spec):
+    """Token windows of a text.
+
+    stream    documents joined by the end token, cut into windows of `length`
+    document  every document cut into windows of at most `length`, right-padded, so that results can be resampled by
+              document
+
+    `skip` windows are passed over first and at most `windows` are taken, spread evenly over documents in an order
+    shuffled by `seed`, so that two disjoint slices of one text are two nodes with different `skip`.
+    A `length` beyond the model's context is capped, and the result says so.
+    """
+
+    step: Literal["tokenize"]
+    layout: Literal["stream", "document"]
+    length: int = Field(default=256, ge=16)
+    windows: int = Field(default=128, ge=1)
+    skip: int = Field(default=0, ge=0)
+    seed: int = 0
+
+
+class Calibrate(Spec):
+    """Per block, in order, on the original model: a Hessian per group of linears that share an input, ranges, norms."""
+
+    step: Literal["calibrate"]
+    batch: int = Field(default=16, ge=1)
+    """Windows run through a block at once; changes memory, and the order of summation."""
+
+
+class Reference(Spec):
+    """Final hidden states of the original: its logits, kept compactly."""
+
+    step: Literal["reference"]
+    batch: int = Field(default=16, ge=1)

@@ -1,0 +1,37 @@
+"""Measuring selections in memory and the packed file through the engine that will load it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import Spec
+
+
+class Evaluate(Spec):
+    """Per-document KL, negative log-likelihood and top-1 agreement of a selection, dequantized in memory."""
+
+    step: Literal["evaluate"]
+    batch: int = Field(default=16, ge=1)
+
+
+class Gates(Spec):
+    """Conditions a build must meet to be promoted. `beats_uniform`: the allocated plan's KL, before any training, is
+    below the best uniform format of no more bytes, and the paired interval of the difference excludes zero."""
+
+    max_kl: float | None = Field(default=None, gt=0)
+    max_bytes: int | None = Field(default=None, gt=0)
+    beats_uniform: bool = True
+    max_damping: float = Field(default=0.1, gt=0)
+    """Largest Hessian damping any chosen unit may have needed."""
+
+
+class Verify(Spec):
+    """Load the packed folder with the third-party loader, compare every weight, measure, and judge."""
+
+    step: Literal["verify"]
+    gates: Gates = Gates()
+    batch: int = Field(default=16, ge=1)
+    bootstrap: int = Field(default=2000, ge=100)
+    seed: int = 0

@@ -1,0 +1,76 @@
+"""QuantizedTensor, the hub: every rounding method ends in one, every file format starts from one.
+
+O outputs, I inputs, G groups per row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from schemas.quantize import Format
+from steps.ops.bitpack import pack_rows, unpack_rows
+from steps.step import Value
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """An affine integer matrix: w[o, i] = scale[o, g(i)] * (codes[o, i] - zero_point[o, g(i)]).
+
+    codes_OI int8 (signed grids) or uint8 (asymmetric); scale_OG in the dtype it is stored in (bf16 or fp16), possibly
+    negative; zero_point_OG uint8 or None.
+    """
+
+    name: str
+    format: Format
+    codes_OI: torch.Tensor
+    scale_OG: torch.Tensor
+    zero_point_OG: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        return self.codes_OI.shape[0], self.codes_OI.shape[1]
+
+    def dequantize(self) -> torch.Tensor:
+        """The represented weights in fp32; the product scale * code is exact before rounding to fp32."""
+        group = self.format.columns(self.shape[1])
+        codes_OI = self.codes_OI.float()
+        if self.zero_point_OG is not None:
+            codes_OI = codes_OI - self.zero_point_OG.float().repeat_interleave(group, dim=1)
+        return codes_OI * self.scale_OG.float().repeat_interleave(group, dim=1)
+
+    def nbytes(self) -> int:
+        """Bytes of codes (rows packed densely, padded to whole bytes), scales and zero points (b bits each)."""
+        rows, columns = self.shape
+        size = rows * -(-columns * self.format.bits // 8) + self.scale_OG.numel() * self.scale_OG.element_size()
+        if self.zero_point_OG is not None:
+            size += -(-self.zero_point_OG.numel() * self.format.bits // 8)
+        return size
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Tensors to store, named `<name>.codes`, `.scale`, `.zero_point`; codes are bit-packed."""
+        tensors = {
+            f"{self.name}.codes": pack_rows(self.codes_OI, self.format.bits),
+            f"{self.name}.scale": self.scale_OG,
+        }
+        if self.zero_point_OG is not None:
+            tensors[f"{self.name}.zero_point"] = self.zero_point_OG
+        return tensors
+
+    @classmethod
+    def from_value(cls, value: Value, name: str) -> QuantizedTensor:
+        """Undo `to_tensors` from a candidate or selection item, whose meta has `format` and `members[name].shape`."""
+        fmt = Format.model_validate(value.meta["format"])
+        columns = value.meta["members"][name]["shape"][1]
+        signed = fmt.symmetry != "asymmetric"
+        codes_OI = unpack_rows(value.tensors[f"{name}.codes"], fmt.bits, columns, signed)
+        zero_point_OG = None if signed else value.tensors[f"{name}.zero_point"]
+        return cls(name, fmt, codes_OI, value.tensors[f"{name}.scale"], zero_point_OG)
+
+
+def item_meta(unit: str, fmt: Format, members: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Meta of one quantized unit: `members[name]` holds shape, loss and whatever the solver reports."""
+    return {"unit": unit, "format": fmt.model_dump(mode="json"), "members": members}

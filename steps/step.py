@@ -1,0 +1,96 @@
+"""What a step is: a pure function from a spec and input values to output values, and the row that declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from schemas.artifact import PortType
+from schemas.base import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+Scope = Literal["model", "block", "unit"]
+
+
+class Value(Protocol):
+    """What a step is handed on a port: JSON facts, tensors, named parts, files. All lazy, all read-only."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """JSON facts."""
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Tensors by name, each read (and verified) when asked for, on the CPU."""
+
+    @property
+    def children(self) -> Mapping[str, Value]:
+        """Parts by name: blocks, units, (unit, format) items."""
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Local paths of whole files, by relative name."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step returns on a port. A Value itself, so outputs feed steps directly in tests."""
+
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    children: Mapping[str, Value] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Env:
+    """Where a step runs. Nothing in here may change a result, so nothing in here enters a key."""
+
+    device: str = "cpu"
+    scratch: Path = Path(".")
+    """An empty folder of this call's own; files returned in an Output may live here."""
+    progress: Callable[[int, int, str], None] = _silent
+    memo: dict[Any, Any] = field(default_factory=dict)
+    """Process-wide memory for things that are slow to rebuild, keyed by content (`remember`)."""
+
+    def remember(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """The value under `key`, made once. Keeps one value per first element of the key."""
+        name, rest = key[0], key[1:]
+        held = self.memo.get(name)
+        if held is None or held[0] != rest:
+            held = (rest, make())
+            self.memo[name] = held
+        value: T = held[1]
+        return value
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the table of steps.
+
+    `module` is imported when the step runs (so that asking what is cached imports no torch) and has
+    `run(spec, inputs, env) -> dict[port, Output]`.
+
+    scope model: called once with whole inputs.
+    scope block: called per block in order; a port of type in `per_block` receives child `str(block)`; `carry` names an
+    output of block k-1 that is an input of block k (absent at block 0) and is scratch afterwards.
+    scope unit: called per (unit, format); see pipelines/expand.py.
+    """
+
+    spec: type[Spec]
+    module: str
+    inputs: Mapping[str, PortType]
+    outputs: Mapping[str, PortType]
+    scope: Scope
+    libraries: tuple[str, ...] = ("torch",)
+    optional: frozenset[str] = frozenset()
+    carry: str | None = None
