@@ -18,7 +18,7 @@ class ModelSource(Spec):
 
 
 class TextSource(Spec):
-    """Texts: a file, a folder of .txt/.md files, JSONL with a text field, or `builtin:calibrate` / `builtin:evaluate`."""
+    """Texts: a file, a folder of .txt/.md files, JSONL with a text field, `builtin:calibrate` or `builtin:evaluate`."""
 
     step: Literal["text"]
     source: str

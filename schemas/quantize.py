@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from schemas.base import Spec
 
@@ -114,3 +114,22 @@ class QuantizeUnit(Spec):
 
     format: FormatField
     rounding: Rounding
+
+
+class Quantize(Spec):
+    """Every candidate format of every unit, each (unit, format) once."""
+
+    step: Literal["quantize"]
+    formats: tuple[FormatField, ...] = Field(min_length=1)
+    rounding: Rounding = Rounding()
+
+    def item(self, fmt: Format) -> QuantizeUnit:
+        """The spec of one item."""
+        return QuantizeUnit(format=fmt, rounding=self.rounding)
+
+    @field_validator("formats")
+    @classmethod
+    def _once(cls, formats: tuple[Format, ...]) -> tuple[Format, ...]:
+        if len(set(formats)) != len(formats):
+            raise ValueError("a format is listed twice")
+        return formats

@@ -73,6 +73,9 @@ class Env:
         return value
 
 
+View = Literal["whole", "tokenizer", "structure", "block", "unit", "child"]
+
+
 @dataclass(frozen=True)
 class Step:
     """One row of the table of steps.
@@ -80,10 +83,14 @@ class Step:
     `module` is imported when the step runs (so that asking what is cached imports no torch) and has
     `run(spec, inputs, env) -> dict[port, Output]`.
 
-    scope model: called once with whole inputs.
-    scope block: called per block in order; a port of type in `per_block` receives child `str(block)`; `carry` names an
-    output of block k-1 that is an input of block k (absent at block 0) and is scratch afterwards.
-    scope unit: called per (unit, format); see pipelines/expand.py.
+    scope model: called once.
+    scope block: called per block, in order; `carry` names an output of block k-1 that is an input of block k (absent
+    at block 0) and scratch once block k is done.
+    scope unit: called per (unit, format); of a Quantize spec the item's own QuantizeUnit.
+
+    `views` says how much of a port an item is handed, and so how much of it enters the item's key: a model's
+    `tokenizer` files, its `structure` (config and shapes), the weights of the item's `block` or `unit`, or the `child`
+    of a composite value that belongs to the item. Ports not named are handed whole.
     """
 
     spec: type[Spec]
@@ -93,4 +100,5 @@ class Step:
     scope: Scope
     libraries: tuple[str, ...] = ("torch",)
     optional: frozenset[str] = frozenset()
+    views: Mapping[str, View] = field(default_factory=dict)
     carry: str | None = None

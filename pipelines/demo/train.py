@@ -121,7 +121,9 @@ def train(train_T: torch.Tensor, held_out_T: torch.Tensor, curve: Path) -> dict[
                 seen = (step + 1) * BATCH * SEQ_LEN
                 writer.writerow([step + 1, seen, f"{sum(running) / len(running):.4f}", f"{held_out:.4f}"])
                 file.flush()
-                print(f"step {step + 1}/{len(batches)} held-out {held_out:.4f} {time.time() - started:.0f}s", flush=True)
+                print(
+                    f"step {step + 1}/{len(batches)} held-out {held_out:.4f} {time.time() - started:.0f}s", flush=True
+                )
                 running = []
                 if held_out < best:
                     best, state = held_out, {k: v.clone() for k, v in model.state_dict().items()}
@@ -140,7 +142,9 @@ def main() -> None:
     model = LlamaForCausalLM(demo_config())
     model.load_state_dict(state)
     model.to(torch.bfloat16).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END).save_pretrained(
+        folder
+    )
     # The weights are stored in bf16; `float32` in the config makes every loader compute in fp32, so that figures
     # measured on a CPU hold no bf16 rounding of activations.
     config = demo_config()

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.artifact import Unit
-from schemas.errors import InputError
-
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+from schemas.structure import SUPPORTED as SUPPORTED
+from schemas.structure import check_supported as check_supported
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,6 @@ ORDER_GROUPS = (
     OrderGroup("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj")),
     OrderGroup("mlp.down", ("mlp.down_proj",)),
 )
-
-
-def check_supported(config: Mapping[str, Any], where: str) -> None:
-    """Raise InputError unless the architecture is one that is walked correctly here."""
-    kind = config.get("model_type")
-    if kind not in SUPPORTED:
-        raise InputError(
-            "unsupported model architecture",
-            where=where,
-            got=kind,
-            wanted=", ".join(SUPPORTED),
-            fix="choose a dense causal language model of one of these families",
-        )
 
 
 def block_prefix(block: int) -> str:

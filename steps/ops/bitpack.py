@@ -1,6 +1,7 @@
 """Dense packing of small integers, row by row, lowest bit first.
 
-O rows, I columns, B bytes per row.
+O rows, I columns, B bytes per row, R runs of 8 codes in all rows together. A run fills exactly `bits` bytes, so the
+work is done for all runs at once on bytes: code j of a run starts at bit j * bits.
 """
 
 from __future__ import annotations
@@ -11,32 +12,37 @@ import torch
 def pack_rows(codes_OI: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes -> uint8 [O, ceil(I*bits/8)]; signed codes are stored in two's complement of `bits` bits.
 
-    Each run of 8 codes fills exactly `bits` bytes; a row is padded with zeros to whole runs and then cut.
+    A row is padded with zeros to whole runs and then cut.
     """
     rows, columns = codes_OI.shape
     runs = -(-columns // 8)
-    padded = torch.zeros(rows, runs * 8, dtype=torch.int64)
-    padded[:, :columns] = codes_OI.to(torch.int64) & ((1 << bits) - 1)
-    padded_ORJ = padded.view(rows, runs, 8)
-    word_OR = torch.zeros(rows, runs, dtype=torch.int64)
-    for j in range(8):
-        word_OR |= padded_ORJ[..., j] << (bits * j)
-    packed_ORB = torch.stack([(word_OR >> (8 * b)) & 0xFF for b in range(bits)], dim=-1).to(torch.uint8)
-    return packed_ORB.view(rows, runs * bits)[:, : -(-columns * bits // 8)].contiguous()
+    padded_OI = torch.zeros(rows, runs * 8, dtype=torch.uint8, device=codes_OI.device)
+    padded_OI[:, :columns] = codes_OI.to(torch.uint8) & ((1 << bits) - 1)
+    code_8R = padded_OI.view(-1, 8).T.contiguous()
+    byte_BR = torch.zeros(bits, rows * runs, dtype=torch.uint8, device=codes_OI.device)
+    for j, code_R in enumerate(code_8R):
+        byte, shift = divmod(j * bits, 8)
+        byte_BR[byte] |= code_R << shift
+        if shift + bits > 8:
+            byte_BR[byte + 1] |= code_R >> (8 - shift)
+    return byte_BR.T.reshape(rows, runs * bits)[:, : -(-columns * bits // 8)].contiguous()
 
 
 def unpack_rows(packed_OB: torch.Tensor, bits: int, columns: int, signed: bool) -> torch.Tensor:
     """Undo `pack_rows`: int8 if `signed`, else uint8, of shape [O, columns]."""
     rows = packed_OB.shape[0]
     runs = -(-columns // 8)
-    padded = torch.zeros(rows, runs * bits, dtype=torch.int64)
-    padded[:, : packed_OB.shape[1]] = packed_OB.to(torch.int64)
-    word_OR = torch.zeros(rows, runs, dtype=torch.int64)
-    for b in range(bits):
-        word_OR |= padded.view(rows, runs, bits)[..., b] << (8 * b)
-    codes_ORJ = torch.stack([(word_OR >> (bits * j)) & ((1 << bits) - 1) for j in range(8)], dim=-1)
-    codes_OI = codes_ORJ.view(rows, runs * 8)[:, :columns]
+    padded_OB = torch.zeros(rows, runs * bits, dtype=torch.uint8, device=packed_OB.device)
+    padded_OB[:, : packed_OB.shape[1]] = packed_OB
+    byte_BR = padded_OB.view(-1, bits).T.contiguous()
+    code_8R = torch.empty(8, rows * runs, dtype=torch.uint8, device=packed_OB.device)
+    for j in range(8):
+        byte, shift = divmod(j * bits, 8)
+        code_8R[j] = byte_BR[byte] >> shift
+        if shift + bits > 8:
+            code_8R[j] |= byte_BR[byte + 1] << (8 - shift)
+    codes_OI = code_8R.bitwise_and_((1 << bits) - 1).T.reshape(rows, runs * 8)[:, :columns].contiguous()
     if not signed:
-        return codes_OI.to(torch.uint8)
+        return codes_OI
     sign = 1 << (bits - 1)
-    return ((codes_OI ^ sign) - sign).to(torch.int8)
+    return ((codes_OI ^ sign) - sign).view(torch.int8)

@@ -12,6 +12,7 @@ import torch
 
 from schemas.quantize import Format
 from steps.ops.bitpack import pack_rows, unpack_rows
+from steps.quantize.grids.affine import decode
 from steps.step import Value
 
 
@@ -35,12 +36,8 @@ class QuantizedTensor:
         return self.codes_OI.shape[0], self.codes_OI.shape[1]
 
     def dequantize(self) -> torch.Tensor:
-        """The represented weights in fp32; the product scale * code is exact before rounding to fp32."""
-        group = self.format.columns(self.shape[1])
-        codes_OI = self.codes_OI.float()
-        if self.zero_point_OG is not None:
-            codes_OI = codes_OI - self.zero_point_OG.float().repeat_interleave(group, dim=1)
-        return codes_OI * self.scale_OG.float().repeat_interleave(group, dim=1)
+        """The represented weights in fp32, exactly."""
+        return decode(self.codes_OI, self.scale_OG, self.zero_point_OG)
 
     def nbytes(self) -> int:
         """Bytes of codes (rows packed densely, padded to whole bytes), scales and zero points (b bits each)."""

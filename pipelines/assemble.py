@@ -1,0 +1,140 @@
+"""Put a build's report together from what its nodes left in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.drive import Built
+from pipelines.graph import Bound
+from pipelines.items import library_version
+from pipelines.run import Runner
+from schemas.artifact import Digest
+from schemas.base import Spec, canonical_json, digest_of
+from schemas.calibrate import ModelSource
+from schemas.errors import InputError
+from schemas.recipe import Recipe
+from schemas.report import Distilled, NodeRow, Report
+from schemas.verify import Verify
+
+REPORTED_LIBRARIES = (
+    "torch",
+    "transformers",
+    "compressed-tensors",
+    "pulp",
+    "highspy",
+    "prefect",
+    "mlflow",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known about this run apart from its outputs."""
+
+    seconds: float
+    packed_path: str
+    mlflow_run_id: str | None = None
+    prefect_flow_run_id: str | None = None
+
+
+def recipe_digest(recipe: Recipe) -> Digest:
+    """Digest of the explicit recipe."""
+    return digest_of(recipe.model_dump(mode="json"))
+
+
+def build_digest(recipe: Recipe, built: Built) -> Digest:
+    """Digest of the explicit recipe and of every output."""
+    return digest_of({"recipe": recipe_digest(recipe), "outputs": built.outputs})
+
+
+def assemble(runner: Runner, built: Built, run: Run) -> Report:
+    """The report of a build that ends in a verify node."""
+    verify = _verify_node(runner)
+    metas = {port: _meta(runner, built, edge) for port, edge in verify.inputs.items() if _is_artifact(runner, edge)}
+    verdict = _meta(runner, built, (verify.id, "verdict"))
+    plan, packed = metas["plan"], metas["packed"]
+    return Report(
+        build_digest=build_digest(runner.recipe, built),
+        recipe_digest=recipe_digest(runner.recipe),
+        recipe=runner.recipe.name,
+        model=_model_name(runner),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(run.seconds, 3),
+        bpw=packed["bpw"],
+        bytes=packed["bytes"],
+        **{k: verdict[k] for k in ("original", "mixed", "allocated", "uniform", "greedy", "contrasts")},
+        uniform_format=plan["uniform_format"],
+        predicted_kl=plan["predicted_kl"]["plan"],
+        distilled=_distilled(metas["selection"]),
+        allocation=plan["rows"],
+        certificate=plan["certificate"],
+        nodes=built.rows,
+        gates=verdict["gates"],
+        passed=verdict["passed"],
+        packed={"path": run.packed_path, "digest": built.outputs[verify.inputs["packed"][0]]["packed"]},
+        speed=verdict["speed"],
+        device=verdict["device"],
+        notes=_notes(runner, built),
+        libraries={name: library_version(name) for name in REPORTED_LIBRARIES},
+        mlflow_run_id=run.mlflow_run_id,
+        prefect_flow_run_id=run.prefect_flow_run_id,
+    )
+
+
+def _verify_node(runner: Runner) -> Bound:
+    found = [b for b in runner.bound if isinstance(b.node.spec, Verify)]
+    if len(found) != 1:
+        names = ", ".join(b.id for b in found) or "none"
+        raise InputError("a build needs exactly one verify node", where=f"recipe {runner.recipe.name}", got=names)
+    if missing := {"plan", "allocated", "greedy", "uniform"} - set(found[0].inputs):
+        raise InputError(
+            "the verify node needs every baseline for a report", where=found[0].id, wanted=", ".join(missing)
+        )
+    return found[0]
+
+
+def _is_artifact(runner: Runner, edge: tuple[str, str]) -> bool:
+    return runner.by_id[edge[0]].step is not None
+
+
+def _meta(runner: Runner, built: Built, edge: tuple[str, str]) -> Mapping[str, Any]:
+    node, port = edge
+    return runner.store.artifacts.load(built.outputs[node][port]).meta
+
+
+def _model_name(runner: Runner) -> str:
+    return next(b.node.spec.source for b in runner.bound if isinstance(b.node.spec, ModelSource))
+
+
+def _distilled(selection: Mapping[str, Any]) -> Distilled | None:
+    facts = selection.get("distilled")
+    return Distilled(**{k: facts[k] for k in Distilled.model_fields}) if facts else None
+
+
+def _notes(runner: Runner, built: Built) -> tuple[str, ...]:
+    """Everything any node has to say, once."""
+    notes: list[str] = []
+    for bound in runner.bound:
+        if bound.step is None:
+            said = runner.source(bound.id).meta.get("notes", ())
+            notes += [f"{bound.id}: {n}" for n in said]
+            continue
+        for digest in built.outputs[bound.id].values():
+            meta = runner.store.artifacts.load(digest).meta
+            said = [*meta.get("notes", ()), *meta.get("certificate", {}).get("notes", ())]
+            notes += [f"{bound.id}: {n}" for n in said]
+    return tuple(dict.fromkeys(notes))
+
+
+def recipe_text(spec: Spec) -> str:
+    """A recipe as canonical JSON (which is YAML)."""
+    return canonical_json(spec.model_dump(mode="json"))
+
+
+def total_units(rows: tuple[NodeRow, ...]) -> tuple[int, int]:
+    """(computed, cached) items of a build."""
+    return sum(r.units_computed for r in rows), sum(r.units_cached for r in rows)

@@ -1,0 +1,50 @@
+"""One build from recipe to report, apart from who runs the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from store.open import Store
+
+from pipelines.assemble import build_digest
+from pipelines.drive import Built
+from pipelines.expand import expand
+from pipelines.recipe_file import load_recipe
+from pipelines.run import Place, Runner
+from pipelines.settings import Settings
+from pipelines.sources import open_source_model
+from schemas.calibrate import ModelSource
+from schemas.recipe import Recipe, ShortRecipe
+from schemas.report import Report
+
+
+@dataclass(frozen=True)
+class Build:
+    """A recipe bound to its places."""
+
+    recipe: Recipe
+    short: ShortRecipe | None
+    runner: Runner
+    where: Settings
+
+
+def prepare(name: str, assignments: Sequence[tuple[str, Any]], where: Settings, device: str = "auto") -> Build:
+    """Read, validate and expand a recipe, open its store; nothing is computed."""
+    loaded = load_recipe(name, assignments)
+
+    def model_meta(source: ModelSource) -> Mapping[str, Any]:
+        return open_source_model(source, where.cache).meta
+
+    short = loaded if isinstance(loaded, ShortRecipe) else None
+    recipe = expand(short, model_meta) if short is not None else loaded
+    assert isinstance(recipe, Recipe)
+    store = Store(where.store)
+    return Build(recipe, short, Runner(recipe, store, Place(device, where.cache)), where)
+
+
+def recorded(build: Build, built: Built) -> Report | None:
+    """The report of an earlier, finished build with the same outputs."""
+    record = build.runner.store.builds.load(build_digest(build.recipe, built))
+    return Report.model_validate(record) if record is not None else None

@@ -1,0 +1,110 @@
+"""The command line. Heavy libraries are imported inside the commands that need them, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from schemas.errors import InputError
+
+EXIT_GATES, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(prog="bitsmith", description="Build compressed language models from recipes.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, *, recipe: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        if recipe:
+            sub.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+            sub.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="FIELD=VALUE",
+                help="override a field, e.g. budget.bytes=4000000",
+            )
+            sub.add_argument(
+                "--tracking",
+                metavar="URI",
+                help="MLflow tracking URI (default: the running services, else sqlite in the state folder)",
+            )
+        sub.add_argument("--store", metavar="URL", help="store of artifacts, any fsspec URL (default: .bitsmith/store)")
+        return sub
+
+    run = command("run", "build a recipe: compute what is not cached, pack, verify, report", recipe=True)
+    run.add_argument("--json", metavar="FILE", type=Path, help="write the build report as JSON")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    plan = command("plan", "check a recipe and show what would run, without running it", recipe=True)
+    plan.add_argument("--json", metavar="FILE", type=Path, help="write the plan as JSON")
+    explain = command("explain", "say why nodes are cached or have to run", recipe=True)
+    explain.add_argument("node", nargs="?", help="a node of the recipe (default: all)")
+    commands.add_parser("up", help="start Prefect server and worker and MLflow on 127.0.0.1")
+    commands.add_parser("down", help="stop what `up` started")
+    commands.add_parser("status", help="say which services run")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 1 (gates failed), 2 (bad input) or 130 (interrupted)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        options = parser().parse_args(arguments)
+        return _dispatch(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; everything finished so far is in the store, run the same command to go on", file=sys.stderr
+        )
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    match options.command:
+        case "run":
+            from pipelines.commands.run import run
+
+            return run(options)
+        case "plan":
+            from pipelines.commands.plan import plan
+
+            return plan(options)
+        case "explain":
+            from pipelines.commands.explain import explain
+
+            return explain(options)
+        case "up":
+            from pipelines.services import up
+
+            up(Path(__file__).resolve().parent.parent)
+            return 0
+        case "down":
+            from pipelines.services import down
+
+            stopped = down()
+            print("stopped " + ", ".join(stopped) if stopped else "nothing was running")
+            return 0
+        case _:
+            from pipelines.services import show_status
+
+            return show_status()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

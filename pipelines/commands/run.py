@@ -1,0 +1,97 @@
+"""`bitsmith run`: from traces alone when everything is cached, else through Prefect."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from pipelines.build import Build, prepare, recorded
+from pipelines.drive import Built, NotCached, look_up
+from pipelines.preflight import check
+from pipelines.recipe_file import parse_assignment
+from pipelines.settings import prefect_environment, settings
+from pipelines.show import show_report
+from schemas.errors import InputError
+from schemas.report import Report
+from store.errors import Damaged
+from store.lineage import check_tracking
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build a recipe; 0 when its gates pass, else 1."""
+    started = time.perf_counter()
+    where = settings(options.store, options.tracking)
+    build = prepare(options.recipe, [parse_assignment(a) for a in options.set], where, options.device)
+    report = _from_traces(build, started)
+    if report is None:
+        check_tracking(where.tracking)
+        check(build)
+        report = _through_prefect(options, build)
+    else:
+        print("every node is cached; nothing was computed", file=sys.stderr)
+    if options.json is not None:
+        write_json(options.json, report.model_dump(mode="json"))
+    show_report(report)
+    return 0 if report.passed else 1
+
+
+def _from_traces(build: Build, started: float) -> Report | None:
+    """The recorded report of a build of which every trace hits, with this run's node table; else None."""
+    try:
+        built: Built = look_up(build.runner)
+    except (NotCached, Damaged):
+        return None
+    report = recorded(build, built)
+    if report is None or not Path(report.packed.path).is_dir():
+        return None
+    return report.model_copy(update={"nodes": built.rows, "seconds": round(time.perf_counter() - started, 3)})
+
+
+def _through_prefect(options: argparse.Namespace, build: Build) -> Report:
+    prefect_environment(build.where)
+    check_prefect(build.where.prefect_api)
+    from pipelines.finish import GateFailure
+    from pipelines.flow import compress
+
+    assignments = dict(parse_assignment(a) for a in options.set)
+    try:
+        return Report.model_validate(
+            compress(options.recipe, assignments, build.where.store, build.where.tracking, options.device)
+        )
+    except GateFailure as failure:
+        return failure.report
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a JSON file, making its folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    except OSError as error:
+        raise InputError(
+            "cannot write the report", where=str(path), got=error, fix="choose another --json FILE"
+        ) from error
+
+
+def check_prefect(started: str | None) -> None:
+    """Raise InputError within seconds when a Prefect server is configured and does not answer."""
+    import os
+    import urllib.error
+    import urllib.request
+
+    url = os.environ.get("PREFECT_API_URL") or started
+    if not url:
+        return
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3):
+            return
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise InputError(
+            "the Prefect server does not answer",
+            where=url,
+            got=error,
+            fix="start it (`bitsmith up`), or unset PREFECT_API_URL to run without a server",
+        ) from error

@@ -1,0 +1,100 @@
+"""Drive a recipe through its nodes: what is cached is taken, what is not is handed out in batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipelines.graph import Bound
+from pipelines.run import NodeState, Runner
+from schemas.base import digest_of
+from schemas.errors import InputError
+from schemas.report import NodeRow, NodeStatus
+from store.errors import Damaged
+
+BATCHES_PER_NODE = 6
+"""A Prefect task costs about 0.1 s, so a node of many items is handed out in a few batches; caching stays per item."""
+RECOVERIES = 3
+"""How often a build may find damage in the store, put it aside and go on."""
+
+Outputs = dict[str, dict[str, str]]
+Execute = Callable[[str, Outputs, Sequence[str]], int]
+"""(node, outputs so far, labels) -> items computed by this build."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """Digests of all outputs, and what each node did."""
+
+    outputs: Outputs
+    rows: tuple[NodeRow, ...]
+
+
+class NotCached(Exception):
+    """Raised by `look_up` at the first node that has work to do."""
+
+
+def look_up(runner: Runner) -> Built:
+    """The build from traces alone; NotCached when anything has to be computed. Imports neither torch nor prefect."""
+
+    def refuse(node: str, outputs: Outputs, labels: Sequence[str]) -> int:
+        raise NotCached(node)
+
+    return drive(runner, refuse)
+
+
+def drive(runner: Runner, execute: Execute, on_cached: Callable[[NodeRow], None] = lambda row: None) -> Built:
+    """Run every node; damaged or missing objects are found, their makers run again, and the build goes on."""
+    outputs: Outputs = {}
+    for attempt in range(RECOVERIES + 1):
+        try:
+            rows = tuple(_node(runner, bound, outputs, execute, on_cached) for bound in runner.bound)
+            return Built(outputs, rows)
+        except Damaged as damage:
+            if attempt == RECOVERIES or runner.distrust_damaged(outputs) == 0:
+                raise InputError(
+                    "the store lost an object that cannot be made again",
+                    where=str(damage),
+                    fix="run `bitsmith fsck`, then run the build again",
+                ) from damage
+    raise AssertionError("unreachable")
+
+
+def _node(
+    runner: Runner, bound: Bound, outputs: Outputs, execute: Execute, on_cached: Callable[[NodeRow], None]
+) -> NodeRow:
+    started = time.perf_counter()
+    state = runner.state(bound, outputs)
+    pending, computed = state.pending, 0
+    for batch in _batches(pending):
+        computed += execute(bound.id, outputs, batch)
+    if pending:
+        state = runner.state(bound, outputs)
+        runner.clean(bound.id, state)
+    assert state.combined is not None, f"node {bound.id} is not complete after its items ran"
+    outputs[bound.id] = state.combined
+    row = _row(bound, state, outputs, computed, time.perf_counter() - started)
+    if not pending:
+        on_cached(row)
+    return row
+
+
+def _batches(labels: Sequence[str]) -> list[Sequence[str]]:
+    size = max(1, -(-len(labels) // BATCHES_PER_NODE))
+    return [labels[i : i + size] for i in range(0, len(labels), size)]
+
+
+def _row(bound: Bound, state: NodeState, outputs: Outputs, computed: int, seconds: float) -> NodeRow:
+    total = len(state.items)
+    status: NodeStatus = "cached" if computed == 0 else "computed" if computed >= total else "partial"
+    return NodeRow(
+        id=bound.id,
+        step=bound.node.spec.step,
+        status=status,
+        seconds=round(seconds, 3),
+        key=digest_of([i.key for i in state.items]) if bound.step else digest_of(state.combined),
+        units_computed=computed,
+        units_cached=total - computed,
+        outputs=outputs[bound.id],
+    )

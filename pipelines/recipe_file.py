@@ -1,0 +1,156 @@
+"""Read a recipe: YAML, overrides, validation; every fault is one InputError that names the field and what it may be."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import InputError
+from schemas.recipe import Recipe, ShortRecipe
+
+MAX_RECIPE_BYTES = 1_000_000
+SHIPPED = Path(__file__).with_name("recipes")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases (they can expand without bound) and without duplicate keys (the last would win)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"aliases are not allowed in a recipe (line {event.start_mark.line + 1})")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.YAMLError(f"field {key!r} is given twice (line {key_node.start_mark.line + 1})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by the name of one that is shipped."""
+    for path in (Path(name), SHIPPED / Path(name).name, SHIPPED / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+    raise InputError("no such recipe", where=name, wanted=f"a YAML file, or one of {shipped}", fix="check the path")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise InputError(
+            "recipe is too large", where=str(path), got=path.stat().st_size, wanted=f"<= {MAX_RECIPE_BYTES}"
+        )
+    try:
+        data = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError("recipe is not readable YAML", where=str(path), got=" ".join(str(error).split())) from error
+    if not isinstance(data, dict):
+        raise InputError("a recipe is a mapping", where=str(path), got=type(data).__name__, wanted="fields with values")
+    return data
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`a.b=value` -> (`a.b`, value read as YAML)."""
+    path, separator, raw = text.partition("=")
+    if not separator or not path:
+        raise InputError("cannot read an override", where=f"--set {text}", wanted="FIELD.PATH=VALUE")
+    try:
+        return path, yaml.load(raw, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError("cannot read the value of an override", where=f"--set {text}", got=str(error)) from error
+
+
+def override(data: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A copy of `data` with dotted paths set; numbers index lists."""
+    result: dict[str, Any] = json.loads(json.dumps(data))
+    for path, value in assignments:
+        here: Any = result
+        *parents, last = path.split(".")
+        for part in parents:
+            here = here[_index(here, part, path)] if isinstance(here, list) else here.setdefault(part, {})
+            if not isinstance(here, dict | list):
+                raise InputError("an override goes through a value", where=f"--set {path}", got=f"{part} = {here!r}")
+        if isinstance(here, list):
+            here[_index(here, last, path)] = value
+        else:
+            here[last] = value
+    return result
+
+
+def _index(items: list[Any], part: str, path: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise InputError("no such list element", where=f"--set {path}", got=part, wanted=f"0 to {len(items) - 1}")
+    return int(part)
+
+
+def load_recipe(name: str, assignments: Iterable[tuple[str, Any]] = ()) -> ShortRecipe | Recipe:
+    """The validated recipe in either form (the explicit form has `nodes`)."""
+    path = find_recipe(name)
+    data = override(read_yaml(path), assignments)
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: dict[str, Any], where: str) -> ShortRecipe | Recipe:
+    """Validate a recipe in either form."""
+    model: type[Recipe] | type[ShortRecipe] = Recipe if "nodes" in data else ShortRecipe
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InputError(
+            f"recipe has {error.error_count()} fault(s)",
+            where=where,
+            got=_explain(error, model),
+            fix="mend these fields",
+        ) from error
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    names = _field_names(model)
+    lines = []
+    for fault in error.errors():
+        path = ".".join(str(p) for p in fault["loc"] if p != "spec")
+        message = fault["msg"].removeprefix("Value error, ")
+        hint = ""
+        if fault["type"] == "extra_forbidden":
+            message = "unknown field"
+            hint = _suggest(str(fault["loc"][-1]), names)
+        elif fault["type"] == "union_tag_invalid":
+            context = fault["ctx"]
+            message = f"unknown {context['discriminator']} {context['tag']!r}; wanted {context['expected_tags']}"
+            hint = _suggest(str(context["tag"]), [t.strip(" '") for t in context["expected_tags"].split(",")])
+        lines.append(f"\n    {path}: {message}{hint}")
+    return "".join(lines)
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """Every property name anywhere in a model's JSON schema."""
+    names: set[str] = set()
+
+    def walk(schema: Any) -> None:
+        if isinstance(schema, dict):
+            names.update(schema.get("properties", {}))
+            for value in schema.values():
+                walk(value)
+        elif isinstance(schema, list):
+            for value in schema:
+                walk(value)
+
+    walk(model.model_json_schema())
+    return names

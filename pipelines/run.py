@@ -1,0 +1,234 @@
+"""The one place where I/O meets maths: sources are opened, traces looked up, steps called, outputs stored."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from store.open import Store
+
+from pipelines.graph import Bound, bind
+from pipelines.items import Handle, Item, block_item, independent_items
+from pipelines.sources import open_source_model, open_source_text
+from schemas.calibrate import ModelSource, TextSource
+from schemas.errors import InputError
+from schemas.recipe import Recipe
+from steps.step import Env
+
+Progress = Callable[[str, int, int], None]
+MEMO: dict[Any, Any] = {}
+"""Process-wide memory of steps (see Env.remember)."""
+
+
+def _silent(node: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a build runs; enters no key."""
+
+    device: str = "cpu"
+    cache: Path = Path(".bitsmith/cache")
+
+
+@dataclass
+class NodeState:
+    """What is known of a node: its items so far and the outputs they have in the store."""
+
+    items: list[Item] = field(default_factory=list)
+    outputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Item key -> output port -> digest, for every item whose trace is there."""
+    total: int = 0
+    """Items the node has in all; block-scope items appear one by one."""
+    combined: dict[str, str] | None = None
+    """Output port -> digest of the whole node, once every item is done."""
+
+    @property
+    def pending(self) -> list[str]:
+        """Labels of items that have to be computed, the not yet known ones included."""
+        absent = [i.place.label for i in self.items if i.key not in self.outputs]
+        return absent + [str(k) for k in range(len(self.items), self.total)]
+
+
+class Runner:
+    """One recipe on one store.
+
+    `forced` holds keys whose traces are not believed in this run, because what they point to is gone or damaged.
+    """
+
+    def __init__(self, recipe: Recipe, store: Store, place: Place) -> None:
+        self.recipe, self.store, self.place = recipe, store, place
+        self.bound = bind(recipe)
+        self.by_id = {b.id: b for b in self.bound}
+        self.sources: dict[str, Any] = {}
+        self.forced: set[str] = set()
+
+    def source(self, node: str) -> Any:
+        """The opened source of a node, opened once."""
+        if node not in self.sources:
+            self.sources[node] = self._open(self.by_id[node].node.spec)
+        return self.sources[node]
+
+    def _open(self, spec: Any) -> Any:
+        if isinstance(spec, ModelSource):
+            return open_source_model(spec, self.place.cache)
+        assert isinstance(spec, TextSource)
+        return open_source_text(spec, self.place.cache)
+
+    def handles(self, bound: Bound, outputs: Mapping[str, Mapping[str, str]]) -> dict[str, Handle]:
+        """The values on a node's input ports; `outputs` maps nodes to the digests of their output ports."""
+        result: dict[str, Handle] = {}
+        for port, (node, out) in bound.inputs.items():
+            if self.by_id[node].step is None:
+                result[port] = self.source(node)
+                if result[port].digest != outputs[node][out]:
+                    raise InputError(
+                        "a source changed while the build ran", where=f"node {node}", fix="run again; nothing is lost"
+                    )
+            else:
+                result[port] = self.store.artifacts.load(outputs[node][out])
+        return result
+
+    def state(self, bound: Bound, outputs: Mapping[str, Mapping[str, str]]) -> NodeState:
+        """Look a node's traces up; writes nothing but the node's own listing once all items are done."""
+        if bound.step is None:
+            digest = self.source(bound.id).digest
+            return NodeState(combined=dict.fromkeys(_source_ports(bound), digest))
+        inputs = self.handles(bound, outputs)
+        state = self._blocks(bound, inputs) if bound.step.scope == "block" else self._independent(bound, inputs)
+        if not state.pending:
+            state.combined = self._combine(bound, state)
+        return state
+
+    def _independent(self, bound: Bound, inputs: Mapping[str, Handle]) -> NodeState:
+        items = independent_items(bound, inputs)
+        return NodeState(items, self._traced([i.key for i in items]), len(items))
+
+    def _blocks(self, bound: Bound, inputs: Mapping[str, Handle]) -> NodeState:
+        assert bound.step is not None and bound.step.carry is not None
+        state = NodeState(total=int(inputs["model"].meta["config"]["num_hidden_layers"]))
+        carry = None
+        for block in range(state.total):
+            item = block_item(bound, inputs, block, carry)
+            state.items.append(item)
+            found = self._traced([item.key])
+            if not found:
+                break
+            state.outputs.update(found)
+            carry = self.store.artifacts.load(found[item.key][bound.step.carry])
+        return state
+
+    def _traced(self, keys: Sequence[str]) -> dict[str, dict[str, str]]:
+        asked = [k for k in keys if k not in self.forced]
+        return {k: dict(t.outputs) for k, t in self.store.traces.get_many(asked).items()}
+
+    def _combine(self, bound: Bound, state: NodeState) -> dict[str, str]:
+        assert bound.step is not None
+        if bound.step.scope == "model":
+            return state.outputs[state.items[0].key]
+        combined = {}
+        for port in bound.step.outputs:
+            children = {i.place.label: state.outputs[i.key][port] for i in state.items}
+            combined[port] = self.store.artifacts.save(children=children)
+        return combined
+
+    def execute(
+        self, node: str, outputs: Mapping[str, Mapping[str, str]], labels: Sequence[str], progress: Progress = _silent
+    ) -> int:
+        """Compute the named items of a node, in order; returns how many this process computed itself."""
+        bound = self.by_id[node]
+        assert bound.step is not None
+        inputs = self.handles(bound, outputs)
+        items = self._block_items if bound.step.scope == "block" else self._chosen_items
+        computed = 0
+        for done, item in enumerate(items(bound, inputs, labels)):
+            computed += self._compute(item, progress, node)
+            progress(node, done + 1, len(labels))
+        return computed
+
+    def _chosen_items(self, bound: Bound, inputs: Mapping[str, Handle], labels: Sequence[str]) -> Iterator[Item]:
+        wanted = set(labels)
+        return (i for i in independent_items(bound, inputs) if i.place.label in wanted)
+
+    def _block_items(self, bound: Bound, inputs: Mapping[str, Handle], labels: Sequence[str]) -> Iterator[Item]:
+        """The items of some blocks; what block - 1 left is there whenever an item is handed out."""
+        step, carry = bound.step, None
+        assert step is not None and step.carry is not None
+        wanted, chain = {int(label) for label in labels}, list[Item]()
+        for block in range(max(wanted) + 1):
+            chain.append(block_item(bound, inputs, block, carry))
+            if block in wanted:
+                self._restore_carry(chain, step.carry)
+                yield chain[-1]
+            found = self._traced([chain[-1].key])
+            digests = found[chain[-1].key] if found else self._run(chain[-1])
+            carry = self.store.artifacts.load(digests[step.carry])
+
+    def _restore_carry(self, chain: Sequence[Item], carry: str) -> None:
+        """Run blocks again whose carried output was cleaned away, from the nearest one that is left."""
+        first = len(chain) - 1
+        while carry in chain[first].inputs and self.store.artifacts.missing(
+            chain[first].inputs[carry].digest, deep=True
+        ):
+            first -= 1
+        for item in chain[first:-1]:
+            self._run(item)
+
+    def _compute(self, item: Item, progress: Progress, node: str) -> bool:
+        """Run an item unless another process has just done so; True when this one did."""
+        with self.store.leases.hold(item.key):
+            if self._traced([item.key]):
+                return False
+            self._run(item, lambda done, total, what: progress(f"{node}: {what}" if what else node, done, total))
+        return True
+
+    def _run(self, item: Item, progress: Callable[[int, int, str], None] | None = None) -> dict[str, str]:
+        started = time.perf_counter()
+        self.place.cache.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="step-", dir=self.place.cache))
+        try:
+            env = Env(self.place.device, scratch, progress or (lambda done, total, what: None), MEMO)
+            returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
+            digests = {
+                port: self.store.artifacts.save(out.meta, out.tensors, out.children, out.files)
+                for port, out in returned.items()
+            }
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        facts = {"seconds": round(time.perf_counter() - started, 6), "created": time.time()}
+        self.store.traces.put(item.key, item.document, digests, facts)
+        self.forced.discard(item.key)
+        return digests
+
+    def distrust_damaged(self, outputs: Mapping[str, Mapping[str, str]]) -> int:
+        """Stop believing traces of this recipe whose outputs are not whole in the store; returns how many."""
+        before = len(self.forced)
+        for bound in self.bound:
+            if bound.step is None or any(n not in outputs for n, _ in bound.inputs.values()):
+                continue
+            state = self.state(bound, outputs)
+            scratch = {bound.step.carry}
+            for key, ports in state.outputs.items():
+                if any(self.store.artifacts.missing(d, deep=True) for p, d in ports.items() if p not in scratch):
+                    self.forced.add(key)
+        return len(self.forced) - before
+
+    def clean(self, node: str, state: NodeState) -> None:
+        """Remove the scratch a finished block-scope node leaves: the carried outputs of all its blocks."""
+        step = self.by_id[node].step
+        if step is not None and step.carry is not None:
+            for ports in state.outputs.values():
+                self.store.artifacts.discard(ports[step.carry])
+
+
+def _source_ports(bound: Bound) -> list[str]:
+    from steps.table import SOURCES
+
+    return [SOURCES[type(bound.node.spec)]]

@@ -1,0 +1,109 @@
+"""The feedback solver: GPTQ = LDLQ = OBQ with a fixed order, in its feedback form.
+
+O outputs, I inputs (in the order they are rounded), G groups per row, B inputs of a block, S of a sub-block.
+Matrices are held transposed, one contiguous row per input, so that a step is a few passes over O numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from schemas.quantize import Feedback
+from steps.quantize.grids.affine import GridParams, code_dtype, code_range
+from steps.quantize.solvers.factor import Factor, factor_of
+from steps.quantize.solvers.solved import Solved
+from steps.step import Env
+
+SUB_BLOCK = 16
+
+
+def feedback(spec: Feedback, W_OI: torch.Tensor, H_II: torch.Tensor, params: GridParams, env: Env) -> Solved:
+    """Round inputs k in order, on the target t_k = w_k + sum_{j<k} (w_j - what_j) M_jk, where H = M D M^T.
+
+    Gives the codes of GPTQ's update form without inverting H. The loss is free, whatever the grid, by the identity
+    1/2 tr((What - W) H (What - W)^T) = 1/2 sum_k D_k ||t_k - what_k||^2 (both statements are tested).
+
+    All grid parameters are fitted before (static groups), so rounding by falling Hessian diagonal needs no stored
+    order. Arithmetic in W's dtype on a factor computed in fp64; losses in fp64. The result does not depend on the
+    number of threads (tested): sums over inputs are taken `block_size` at a time, in order, and the factorisation has
+    fixed panels. Differs from the paper: a dead input is rounded to nearest, not set to zero.
+    """
+    factor = factor_of(spec, H_II, W_OI.dtype, env)
+    return sweep(W_OI, params, factor, spec.block_size)
+
+
+def sweep(W_OI: torch.Tensor, params: GridParams, factor: Factor, block_size: int) -> Solved:
+    """One pass over the inputs. The targets behind a block are brought up to date once, with one matrix product."""
+    W_IO = W_OI.T.contiguous()[factor.order_I]
+    levels = _levels(params, factor.order_I, W_OI.dtype)
+    target_IO, level_IO = W_IO.clone(), torch.empty_like(W_IO)
+    solver_O, added_O = torch.zeros(2, len(W_OI), dtype=torch.float64, device=W_OI.device)
+    for start in range(0, len(W_IO), block_size):
+        block = slice(start, min(start + block_size, len(W_IO)))
+        M_BI = factor.M_II[block]
+        error_BO = _round_block(W_IO[block], target_IO[block], level_IO[block], M_BI[:, block], levels.inputs(block))
+        target_IO[block.stop :].addmm_(M_BI[:, block.stop :].T, error_BO)
+        residual_BO = (target_IO[block] - W_IO[block]).add_(error_BO)
+        solver_O += factor.D_I[block] @ residual_BO.double().square_()
+        added_O += factor.added_I[block] @ error_BO.double().square_()
+    codes_OI = _codes(level_IO, params, factor)
+    return Solved(codes_OI, (solver_O - added_O).clamp_(min=0) / 2, solver_O / 2, factor.damping, factor.dead)
+
+
+def _round_block(
+    W_BO: torch.Tensor, target_BO: torch.Tensor, level_BO: torch.Tensor, M_BB: torch.Tensor, levels: _Levels
+) -> torch.Tensor:
+    """Round a block's inputs in order; completes target_BO, fills level_BO (code - zero_point), returns w - what."""
+    error_BO = torch.empty_like(W_BO)
+    what_O = torch.empty_like(W_BO[0])
+    rows = zip(W_BO, target_BO, level_BO, error_BO, levels.group, strict=True)
+    for k, (w_O, target_O, level_O, error_O, g) in enumerate(rows):
+        scale_O = levels.scale_GO[g]
+        torch.div(target_O, scale_O, out=level_O).round_().clamp_(levels.low_GO[g], levels.high_GO[g])
+        torch.sub(w_O, torch.mul(level_O, scale_O, out=what_O), out=error_O)
+        end = min((k // SUB_BLOCK + 1) * SUB_BLOCK, len(W_BO))
+        if k + 1 < end:
+            target_BO[k + 1 : end].addr_(M_BB[k, k + 1 : end], error_O)
+        elif end < len(W_BO):
+            sub = slice(end - SUB_BLOCK, end)
+            target_BO[end:].addmm_(M_BB[sub, end:].T, error_BO[sub])
+    return error_BO
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The grid, laid out for column steps: rows of scale, smallest and largest level by group; each input's group."""
+
+    scale_GO: tuple[torch.Tensor, ...]
+    low_GO: tuple[torch.Tensor, ...]
+    high_GO: tuple[torch.Tensor, ...]
+    group: tuple[int, ...]
+
+    def inputs(self, block: slice) -> _Levels:
+        """The same for some inputs."""
+        return replace(self, group=self.group[block])
+
+
+def _levels(params: GridParams, order_I: torch.Tensor, dtype: torch.dtype) -> _Levels:
+    """Levels are codes less zero points: clamp(round(t) + z, low, high) - z = clamp(round(t), low - z, high - z)."""
+    low, high = code_range(params.format)
+    scale_GO = params.scale_OG.to(dtype).T.contiguous()
+    zero_GO = torch.zeros_like(scale_GO) if params.zero_point_OG is None else params.zero_point_OG.T.to(dtype)
+    groups = order_I // (len(order_I) // len(scale_GO))
+    return _Levels(
+        scale_GO.unbind(),
+        (low - zero_GO).contiguous().unbind(),
+        (high - zero_GO).contiguous().unbind(),
+        tuple(groups.tolist()),
+    )
+
+
+def _codes(level_IO: torch.Tensor, params: GridParams, factor: Factor) -> torch.Tensor:
+    """Levels in rounding order -> codes [O, I]."""
+    code_IO = level_IO[factor.inverse_I]
+    if params.zero_point_OG is not None:
+        zero_GO = params.zero_point_OG.T.to(code_IO.dtype)
+        code_IO = (code_IO.view(len(zero_GO), -1, code_IO.shape[1]) + zero_GO.unsqueeze(1)).flatten(0, 1)
+    return code_IO.to(code_dtype(params.format)).T.contiguous()

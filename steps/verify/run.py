@@ -1,0 +1,118 @@
+"""Load the packed folder, compare every weight, measure it on held-out text, and judge.
+
+N windows, S positions, D hidden size (in `count_BD`: documents), P predicted positions, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from schemas.errors import InputError
+from schemas.verify import Verify
+from steps.model.positions import batches, predicted_positions
+from steps.model.stream import Stream
+from steps.model.structure import max_length
+from steps.step import Env, Output, Value
+from steps.verify.bootstrap import Rows, draw, measured
+from steps.verify.contestants import against_uniform, contestants, contrasts_of, dumped, has_uniform, notes
+from steps.verify.gates import Facts, judge, largest_damping
+from steps.verify.load_packed import different_weights, folder_of, in_float32, load
+from steps.verify.metrics import compare, documents_meta
+from steps.verify.speed import measure_speed
+
+
+def run(spec: Verify, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
+    """`verdict`: metrics, contrasts, gates and speed of the packed model; names are those of schemas/report.py.
+
+    The packed model is measured with the weights its loader gives (rounded to the config's dtype) and arithmetic in
+    fp32, like the reference; speed is measured before widening, in the dtype it was loaded in.
+    """
+    model, selection = inputs["model"], inputs["selection"]
+    loaded = load(folder_of(inputs["packed"].files, env.scratch / "packed"), env.device)
+    facts = {"device": device_name(env.device), "dtype": str(loaded.dtype).removeprefix("torch.")}
+    different = different_weights(loaded, model, selection)
+    speed = measure_speed(loaded, _prompt(inputs["tokens"]), env.device, max_length(model.meta["config"]))
+    rows = measure(in_float32(loaded), inputs, spec.batch, env, different)
+    compared = {"compared": len(model.meta["dtypes"]), "different": different}
+    meta = {
+        **verdict(spec, inputs, rows, different),
+        "speed": speed.model_dump(mode="json"),
+        "weights": compared,
+        **facts,
+    }
+    return {"verdict": Output(meta=meta)}
+
+
+def verdict(
+    spec: Verify, inputs: Mapping[str, Value], rows: Mapping[str, Rows], different: list[str]
+) -> dict[str, Any]:
+    """Metrics, contrasts and gates from the rows of the packed model and of the original; a pure function."""
+    selection, found = inputs["selection"], contestants(inputs, rows)
+    count_BD = draw(len(found["mixed"].rows), spec.bootstrap, spec.seed)
+    metrics = {name: measured(c.rows, c.size, count_BD) for name, c in found.items()}
+    contrasts = contrasts_of(found, selection, count_BD)
+    facts = Facts(
+        kl=metrics["mixed"].kl.value,
+        actual_bytes=found["mixed"].size,
+        predicted_bytes=inputs["packed"].meta["bytes"]["predicted"],
+        different_weights=different,
+        damping=largest_damping(selection.children),
+        against_uniform=against_uniform(contrasts, selection),
+        has_uniform=has_uniform(inputs),
+    )
+    gates = judge(spec.gates, facts)
+    return {
+        "metrics": dumped(metrics),
+        "contrasts": [c.model_dump(mode="json") for c in contrasts.values()],
+        "gates": [gate.model_dump(mode="json") for gate in gates],
+        "passed": all(gate.passed for gate in gates),
+        "documents": list(found["mixed"].rows),
+        "notes": notes(found, facts.has_uniform, different),
+    }
+
+
+@torch.no_grad()
+def measure(loaded: Any, inputs: Mapping[str, Value], batch: int, env: Env, different: list[str]) -> Mapping[str, Rows]:
+    """Per-document rows of the loaded fp32 model (`documents`) and of the original (`original`).
+
+    InputError when its predictions are not finite, naming the weights that came out `different`.
+    """
+    positions = predicted_positions(inputs["tokens"])
+    original = Stream(inputs["model"], env.device)
+    original_PD = inputs["reference"].tensors["hidden_TD"][positions.valid_P]
+    hidden_PD = torch.cat([_hidden(loaded, part, env.device) for part in batches(inputs["tokens"], batch)])
+    comparison = compare(
+        lambda rows: original.logits(original_PD[rows].to(env.device)),
+        lambda rows: loaded.lm_head(hidden_PD[rows]),
+        positions,
+        original.config.vocab_size,
+    )
+    if not bool(torch.isfinite(comparison.kl_P).all() and torch.isfinite(comparison.nll_P).all()):
+        raise InputError(
+            "the packed model's predictions are not finite",
+            where=", ".join(different[:5]) or "no weight differs from what was packed",
+            fix="rebuild the packed folder; if that does not help, look for overflow in the model's own dtype",
+        )
+    return documents_meta(comparison, positions)
+
+
+def device_name(device: str) -> str:
+    """`cpu`, or the GPU's index and name."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+
+
+def _hidden(loaded: Any, part: Any, device: str) -> torch.Tensor:
+    """Final-normed hidden_PD of one batch of windows; right padding is harmless under causal attention."""
+    out = loaded.model(input_ids=part.ids_NS.long().to(device), use_cache=False)
+    picked: torch.Tensor = part.pick(out.last_hidden_state)
+    return picked
+
+
+def _prompt(tokens: Value) -> torch.Tensor:
+    """The valid tokens of the longest window."""
+    length_N = tokens.tensors["lengths_N"]
+    longest = int(length_N.argmax())
+    return tokens.tensors["ids_NS"][longest, : int(length_N[longest])]

@@ -1,0 +1,147 @@
+"""Blobs: content under the sha256 of itself, `ab/cdef...` below one prefix of a folder, verified whenever it is read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from store.cache import Cache
+from store.digest import Bytes, is_digest, sha256, sha256_file
+from store.errors import Corrupt, Missing
+from store.folder import Entry, Folder
+
+SMALL = 1 << 20
+"""Below this, content is hashed before it is written, so that what is already there costs no write."""
+
+REREADS = 3
+"""A remote body that does not match is fetched again this often before the object itself is called corrupt."""
+
+
+class Blobs:
+    """Immutable objects. Reading raises Missing, or Corrupt once the object has been moved to `quarantine/`."""
+
+    def __init__(self, folder: Folder, prefix: str = "objects", cache: Cache | None = None) -> None:
+        self.folder, self.prefix, self.cache = folder, prefix, cache
+        self._verified: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        """For messages."""
+        return self.folder.url
+
+    def path(self, digest: str) -> str:
+        """Where an object is below the folder."""
+        if not is_digest(digest):
+            raise ValueError(f"not a digest: {digest!r}")
+        return f"{self.prefix}/{digest[:2]}/{digest[2:]}"
+
+    def put(self, data: Bytes) -> str:
+        """Store a buffer; durable when this returns, unless the folder's batch is open. Returns its digest."""
+        view = memoryview(data).cast("B")
+        if len(view) <= SMALL:
+            digest = sha256(view)
+            if self.folder.touch(self.path(digest), len(view)):
+                return digest
+        return self._put(view, move=False)
+
+    def put_file(self, path: Path, *, move: bool = False) -> str:
+        """Store a file's content, in chunks. `move`: the file is ours, and gone afterwards."""
+        return self._put(path, move=move)
+
+    def _put(self, source: Bytes | Path, move: bool) -> str:
+        staged = self.folder.stage(source, move=move)
+        self.folder.place(staged, self.path(staged.digest))
+        return staged.digest
+
+    def get(self, digest: str) -> bytes:
+        """The whole object, verified."""
+        cached = self.cache.get(digest) if self.cache else None
+        if cached is not None:
+            return cached
+        data = self._fetch(digest)
+        if self.cache:
+            self.cache.put(digest, data)
+        return data
+
+    def _fetch(self, digest: str) -> bytes:
+        for _ in range(1 if self.folder.root else REREADS):
+            try:
+                data = self.folder.read(self.path(digest))
+            except FileNotFoundError:
+                raise Missing(digest, self.url) from None
+            if sha256(data) == digest:
+                return data
+        self.quarantine(digest)
+        raise Corrupt(digest, self.url)
+
+    def get_range(self, digest: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of an object. Not verified: a part has no digest of its own."""
+        try:
+            return self.folder.read(self.path(digest), start, end)
+        except FileNotFoundError:
+            raise Missing(digest, self.url) from None
+
+    def local_path(self, digest: str) -> Path:
+        """A local, read-only file with the object's content, verified once by this process."""
+        if not self.folder.root:
+            return self._cached_path(digest)
+        self.folder.commit()
+        path = self.folder.root / self.path(digest)
+        if digest in self._verified and path.is_file():
+            return path
+        try:
+            sound = sha256_file(path) == digest
+        except FileNotFoundError:
+            raise Missing(digest, self.url) from None
+        if not sound:
+            self.quarantine(digest)
+            raise Corrupt(digest, self.url)
+        self._verified.add(digest)
+        return path
+
+    def _cached_path(self, digest: str) -> Path:
+        if not self.cache:
+            raise RuntimeError(f"a remote store needs a cache folder to give local paths: {self.url}")
+        path = self.cache.path(digest)
+        if path is None:
+            self.cache.put(digest, self._fetch(digest))
+            path = self.cache.path(digest)
+            assert path is not None
+        return path
+
+    def quarantine(self, digest: str) -> None:
+        """Move an object out of the way, keeping its bytes for whoever wants to know what happened to them."""
+        self._verified.discard(digest)
+        try:
+            self.folder.move(self.path(digest), f"quarantine/{self.prefix}/{digest}.{time.time_ns()}")
+        except FileNotFoundError:
+            return
+
+    def has(self, digest: str) -> bool:
+        """Whether the object is there; its content is not looked at."""
+        return self.folder.info(self.path(digest)) is not None
+
+    def has_many(self, digests: Iterable[str]) -> set[str]:
+        """Those of the digests that are there."""
+        paths = {self.path(digest): digest for digest in digests}
+        return {paths[path] for path in self.folder.sizes(list(paths))}
+
+    def size(self, digest: str) -> int:
+        """Bytes of an object."""
+        entry = self.folder.info(self.path(digest))
+        if entry is None:
+            raise Missing(digest, self.url)
+        return entry.size
+
+    def delete(self, digest: str) -> None:
+        """Remove an object; no error if it is gone."""
+        self._verified.discard(digest)
+        self.folder.remove(self.path(digest))
+
+    def list(self) -> Iterator[tuple[str, Entry]]:
+        """All objects with size and age, in no order."""
+        for entry in self.folder.list(self.prefix):
+            digest = entry.path.removeprefix(self.prefix).replace("/", "")
+            if is_digest(digest):
+                yield digest, entry

@@ -1,0 +1,29 @@
+"""Fixtures shared by all floors; what makes the models is in tests/support/models.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_tokens, tiny_value, write_model
+
+from steps.step import Output
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Output:
+    """A random 3-block Llama as a model Value, fp32, untied. Read only."""
+    return tiny_value()
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Output:
+    """Six ragged windows of at most 16 tokens out of three documents. Read only."""
+    return tiny_tokens()
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """The Hugging Face folder of a random 3-block Llama in bf16, tied, in two shards, with a tokenizer."""
+    return write_model(tmp_path / "tiny", tiny_value(tied=True, dtype=torch.bfloat16), shards=2)

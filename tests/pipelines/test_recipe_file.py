@@ -1,0 +1,137 @@
+"""Recipes: both forms parse, faults are one clear error each."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pipelines.expand import expand
+from pipelines.graph import bind
+from pipelines.recipe_file import SHIPPED, find_recipe, load_recipe, override, parse_assignment, parse_recipe
+from schemas.errors import InputError
+from schemas.recipe import Recipe, ShortRecipe
+
+META = {
+    "config": {"num_hidden_layers": 1, "model_type": "llama"},
+    "shapes": {
+        f"model.layers.0.{m}.weight": (8, 8)
+        for m in (
+            *(f"self_attn.{x}_proj" for x in "qkvo"),
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        )
+    },
+}
+
+
+def demo() -> ShortRecipe:
+    loaded = load_recipe("demo")
+    assert isinstance(loaded, ShortRecipe)
+    return loaded
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_parses_and_its_edges_type_check(path: Path) -> None:
+    short = load_recipe(str(path))
+    assert isinstance(short, ShortRecipe)
+    order = [b.id for b in bind(expand(short, lambda source: META))]
+    assert order.index("statistics") < order.index("candidates") < order.index("plan") < order.index("verdict")
+
+
+def test_the_explicit_form_round_trips_through_yaml() -> None:
+    explicit = expand(demo(), lambda source: META)
+    flat = {
+        name: {**node.spec.model_dump(mode="json"), "inputs": node.inputs} for name, node in explicit.nodes.items()
+    }
+    text = yaml.safe_dump({"name": explicit.name, "nodes": flat})
+    assert parse_recipe(yaml.safe_load(text), "here") == explicit
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("budgt=1", ["budgt: unknown field", "did you mean 'budget'"]),
+        ("distill.stepz=3", ["distill.stepz", "did you mean 'steps'"]),
+        ("formats=[int9-g64]", ["unknown format 'int9-g64'", "int<2|3|4|5|6|8>"]),
+        ("formats=[int4-g64, int4-g64]", ["listed twice"]),
+        ("method=gtpq", ["method", "'gptq' or 'rtn'"]),
+        ("allocator.kind=ipl", ["unknown kind 'ipl'", "did you mean 'ilp'"]),
+        ("budget={}", ["at least one of bits_per_weight"]),
+        ("budget.bits_per_weight=.nan", ["budget.bits_per_weight", "finite"]),
+        ("name=../../etc", ["name"]),
+    ],
+)
+def test_faults_name_the_field_and_what_it_may_be(assignment: str, says: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe("demo", [parse_assignment(assignment)])
+    assert all(part in str(caught.value) for part in says), str(caught.value)
+
+
+def test_an_unknown_step_in_the_explicit_form_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"did you mean 'quantize'"):
+        parse_recipe({"name": "x", "nodes": {"a": {"step": "quantise"}}}, "here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &x [1]\nb: *x\n", "a: 1\na: 2\n", "- 1\n", "a: [\n", "a: !!python/object/apply:os.system ['true']\n", ""],
+)
+def test_hostile_or_broken_yaml_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=str(path)):
+        load_recipe(str(path))
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(InputError, match="llama-mixed"):
+        find_recipe("nothing-here")
+
+
+def test_override_sets_nested_fields_and_list_elements_without_touching_its_input() -> None:
+    data = {"a": {"b": 1}, "c": [1, 2]}
+    assert override(data, [("a.b", 2), ("c.1", 9), ("d.e", "x")]) == {"a": {"b": 2}, "c": [1, 9], "d": {"e": "x"}}
+    assert data == {"a": {"b": 1}, "c": [1, 2]}
+    for bad in (("a.b.c", 1), ("c.7", 1)):
+        with pytest.raises(InputError):
+            override(data, [bad])
+
+
+@pytest.mark.parametrize("text", ["novalue", "=3", "a=[1"])
+def test_unreadable_assignments_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--set"):
+        parse_assignment(text)
+
+
+def _explicit(**changes: object) -> Recipe:
+    explicit = expand(demo(), lambda source: META)
+    nodes = {k: v for k, v in explicit.nodes.items()}
+    for name, inputs in changes.items():
+        nodes[name] = nodes[name].model_copy(update={"inputs": inputs})
+    return Recipe(name="broken", nodes=nodes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"candidates": {"model": "model"}}, ["missing input port", "statistics"]),
+        ({"candidates": {"model": "model", "statistics": "nowhere"}}, ["names no node", "nowhere"]),
+        ({"candidates": {"model": "model", "statistics": "calibration"}}, ["different types", "tokens", "statistics"]),
+        ({"candidates": {"model": "model", "statistics": "statistics.hidden"}}, ["no such port"]),
+        ({"candidates": {"model": "model", "statistics": "statistics", "x": "model"}}, ["unknown input port", "x"]),
+        ({"model": {"x": "plan"}}, ["a source takes no inputs"]),
+    ],
+)
+def test_bad_edges_are_refused_by_name(changes: dict[str, dict[str, str]], says: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        bind(_explicit(**changes))
+    assert all(part in str(caught.value) for part in says), str(caught.value)
+
+
+def test_a_circle_is_refused() -> None:
+    explicit = expand(demo(), lambda source: META)
+    allocated = explicit.nodes["allocated"].model_copy(update={"inputs": {"candidates": "candidates", "plan": "plan"}})
+    distilled = explicit.nodes["distilled"]
+    circle = distilled.model_copy(update={"inputs": {**distilled.inputs, "selection": "distilled"}})
+    with pytest.raises(InputError, match="circle"):
+        bind(Recipe(name="x", nodes={**explicit.nodes, "allocated": allocated, "distilled": circle}))
