@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from store.open import Store
-
 from pipelines.assemble import build_digest
 from pipelines.drive import Built
 from pipelines.expand import expand
@@ -18,6 +16,7 @@ from pipelines.sources import open_source_model
 from schemas.calibrate import ModelSource
 from schemas.recipe import Recipe, ShortRecipe
 from schemas.report import Report
+from store.open import Store
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,12 @@ def closure_digest(module: str, root: Path = ROOT) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
+@lru_cache(maxsize=256)
+def module_digests(module: str, root: Path = ROOT) -> Mapping[str, str]:
+    """Short digest of every module in the closure, so that `explain` can name the file that changed."""
+    return {name: module_digest(name, root)[0][:12] for name in closure(module, root)}
+
+
 def closure(module: str, root: Path = ROOT) -> list[str]:
     """All modules of ours that `module` imports, itself included, at the top or inside functions."""
     seen: set[str] = set()

@@ -11,7 +11,7 @@ from pipelines.run import NodeState, Runner
 from schemas.base import digest_of
 from schemas.errors import InputError
 from schemas.report import NodeRow, NodeStatus
-from store.errors import Damaged
+from store.errors import Unavailable
 
 BATCHES_PER_NODE = 6
 """A Prefect task costs about 0.1 s, so a node of many items is handed out in a few batches; caching stays per item."""
@@ -51,7 +51,7 @@ def drive(runner: Runner, execute: Execute, on_cached: Callable[[NodeRow], None]
         try:
             rows = tuple(_node(runner, bound, outputs, execute, on_cached) for bound in runner.bound)
             return Built(outputs, rows)
-        except Damaged as damage:
+        except Unavailable as damage:
             if attempt == RECOVERIES or runner.distrust_damaged(outputs) == 0:
                 raise InputError(
                     "the store lost an object that cannot be made again",

@@ -32,7 +32,8 @@ def finish(build: Build, built: Built, flow_run: str | None, seconds: float) -> 
     runner = build.runner
     draft = assemble(runner, built, Run(seconds, "", None, flow_run))
     folder = build.where.builds / f"{runner.recipe.name}-{draft.packed.digest[:12]}"
-    runner.store.artifacts.export(draft.packed.digest, folder)
+    if not folder.exists():
+        runner.store.artifacts.export(draft.packed.digest, folder)
     run = Run(seconds, str(folder), None, flow_run)
     report = assemble(runner, built, run)
     report = assemble(runner, built, replace(run, mlflow_run_id=_log(build, built, report)))

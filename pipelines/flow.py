@@ -74,8 +74,9 @@ def compress(
     def on_cached(row: NodeRow) -> None:
         cached_node.with_options(task_run_name=row.id)(row.id, row.key, row.units_cached)
 
-    built = drive(build.runner, execute, on_cached)
-    report = finish(build, built, str(runtime.flow_run.id or "") or None, time.perf_counter() - started)
+    with build.runner.store.running(build.recipe.name):
+        built = drive(build.runner, execute, on_cached)
+        report = finish(build, built, str(runtime.flow_run.id or "") or None, time.perf_counter() - started)
     if not report.passed:
         raise GateFailure(report)
     return report.model_dump(mode="json")

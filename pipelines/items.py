@@ -167,7 +167,8 @@ def places(bound: Bound, inputs: Mapping[str, Handle]) -> list[tuple[Place, Spec
 def independent_items(bound: Bound, inputs: Mapping[str, Handle]) -> list[Item]:
     """The items of a model- or unit-scope node."""
     assert bound.step is not None
-    step, memo = bound.step, {}
+    step = bound.step
+    memo: dict[tuple[str, str], str] = {}
     items = []
     for place, spec in places(bound, inputs):
         digests = {}

@@ -128,7 +128,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             hint = _suggest(str(fault["loc"][-1]), names)
         elif fault["type"] == "union_tag_invalid":
             context = fault["ctx"]
-            message = f"unknown {context['discriminator']} {context['tag']!r}; wanted {context['expected_tags']}"
+            kind = context["discriminator"].strip("'")
+            message = f"unknown {kind} {context['tag']!r}; wanted {context['expected_tags']}"
             hint = _suggest(str(context["tag"]), [t.strip(" '") for t in context["expected_tags"].split(",")])
         lines.append(f"\n    {path}: {message}{hint}")
     return "".join(lines)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from store.open import Store
-
+from pipelines.code_id import module_digests
 from pipelines.graph import Bound, bind
 from pipelines.items import Handle, Item, block_item, independent_items
 from pipelines.sources import open_source_model, open_source_text
@@ -20,6 +19,7 @@ from schemas.calibrate import ModelSource, TextSource
 from schemas.errors import InputError
 from schemas.recipe import Recipe
 from steps.step import Env
+from store.open import Store
 
 Progress = Callable[[str, int, int], None]
 MEMO: dict[Any, Any] = {}
@@ -109,7 +109,7 @@ class Runner:
 
     def _independent(self, bound: Bound, inputs: Mapping[str, Handle]) -> NodeState:
         items = independent_items(bound, inputs)
-        return NodeState(items, self._traced([i.key for i in items]), len(items))
+        return NodeState(items, self._traced(items), len(items))
 
     def _blocks(self, bound: Bound, inputs: Mapping[str, Handle]) -> NodeState:
         assert bound.step is not None and bound.step.carry is not None
@@ -118,16 +118,16 @@ class Runner:
         for block in range(state.total):
             item = block_item(bound, inputs, block, carry)
             state.items.append(item)
-            found = self._traced([item.key])
+            found = self._traced([item])
             if not found:
                 break
             state.outputs.update(found)
             carry = self.store.artifacts.load(found[item.key][bound.step.carry])
         return state
 
-    def _traced(self, keys: Sequence[str]) -> dict[str, dict[str, str]]:
-        asked = [k for k in keys if k not in self.forced]
-        return {k: dict(t.outputs) for k, t in self.store.traces.get_many(asked).items()}
+    def _traced(self, items: Sequence[Item]) -> dict[str, dict[str, str]]:
+        asked = [i.key for i in items if i.key not in self.forced]
+        return {k: t.outputs for k, t in self.store.traces.get_many(asked).items()}
 
     def _combine(self, bound: Bound, state: NodeState) -> dict[str, str]:
         assert bound.step is not None
@@ -148,9 +148,10 @@ class Runner:
         inputs = self.handles(bound, outputs)
         items = self._block_items if bound.step.scope == "block" else self._chosen_items
         computed = 0
-        for done, item in enumerate(items(bound, inputs, labels)):
-            computed += self._compute(item, progress, node)
-            progress(node, done + 1, len(labels))
+        with self.store.batch():
+            for done, item in enumerate(items(bound, inputs, labels)):
+                computed += self._compute(item, progress, node)
+                progress(node, done + 1, len(labels))
         return computed
 
     def _chosen_items(self, bound: Bound, inputs: Mapping[str, Handle], labels: Sequence[str]) -> Iterator[Item]:
@@ -167,7 +168,7 @@ class Runner:
             if block in wanted:
                 self._restore_carry(chain, step.carry)
                 yield chain[-1]
-            found = self._traced([chain[-1].key])
+            found = self._traced(chain[-1:])
             digests = found[chain[-1].key] if found else self._run(chain[-1])
             carry = self.store.artifacts.load(digests[step.carry])
 
@@ -183,8 +184,8 @@ class Runner:
 
     def _compute(self, item: Item, progress: Progress, node: str) -> bool:
         """Run an item unless another process has just done so; True when this one did."""
-        with self.store.leases.hold(item.key):
-            if self._traced([item.key]):
+        with self.store.leases.turn(item.key, done=lambda: self._traced([item]) or None) as found:
+            if found is not None:
                 return False
             self._run(item, lambda done, total, what: progress(f"{node}: {what}" if what else node, done, total))
         return True
@@ -196,16 +197,18 @@ class Runner:
         try:
             env = Env(self.place.device, scratch, progress or (lambda done, total, what: None), MEMO)
             returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
-            digests = {
-                port: self.store.artifacts.save(out.meta, out.tensors, out.children, out.files)
-                for port, out in returned.items()
-            }
+            digests = {port: self.store.artifacts.save_value(out, move=True) for port, out in returned.items()}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        facts = {"seconds": round(time.perf_counter() - started, 6), "created": time.time()}
-        self.store.traces.put(item.key, item.document, digests, facts)
+        facts = {
+            "seconds": round(time.perf_counter() - started, 6),
+            "created": time.time(),
+            "modules": module_digests(item.step.module),
+        }
+        # Outputs of a step that is not deterministic (timings, a GPU) may be there from another process: the first count.
+        trace = self.store.traces.put(item.key, item.document, digests, facts)
         self.forced.discard(item.key)
-        return digests
+        return trace.outputs
 
     def distrust_damaged(self, outputs: Mapping[str, Mapping[str, str]]) -> int:
         """Stop believing traces of this recipe whose outputs are not whole in the store; returns how many."""

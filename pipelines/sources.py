@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from store.texts import Documents, read_documents
-
 from schemas.calibrate import ModelSource, TextSource
 from schemas.errors import InputError
 from store.models import SourceModel, open_model
+from store.texts import Documents, read_documents
 
 DEMO = Path(__file__).with_name("demo")
 MODELS = {"builtin:demo": DEMO / "model"}

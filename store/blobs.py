@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from store.cache import Cache
-from store.digest import Bytes, is_digest, sha256, sha256_file
-from store.errors import Corrupt, Missing
+from store.digest import Bytes, hash_chunks, is_digest, sha256, sha256_file
+from store.errors import Corrupt, Missing, guard
 from store.folder import Entry, Folder
+from store.verified import REREADS, quarantine, read_verified
 
 SMALL = 1 << 20
 """Below this, content is hashed before it is written, so that what is already there costs no write."""
 
-REREADS = 3
-"""A remote body that does not match is fetched again this often before the object itself is called corrupt."""
+PIECE = 32 << 20
+"""Bytes per request when a large remote object is copied."""
 
 
 class Blobs:
@@ -61,19 +62,35 @@ class Blobs:
             return cached
         data = self._fetch(digest)
         if self.cache:
-            self.cache.put(digest, data)
+            with suppress(OSError):  # a full cache disk costs speed, nothing else
+                self.cache.put(digest, data)
         return data
 
     def _fetch(self, digest: str) -> bytes:
-        for _ in range(1 if self.folder.root else REREADS):
-            try:
-                data = self.folder.read(self.path(digest))
-            except FileNotFoundError:
-                raise Missing(digest, self.url) from None
-            if sha256(data) == digest:
-                return data
-        self.quarantine(digest)
-        raise Corrupt(digest, self.url)
+        try:
+            data = read_verified(self.folder, self.path(digest), lambda data: sha256(data) == digest)
+        except FileNotFoundError:
+            raise Missing(digest, self.url) from None
+        if data is None:
+            raise self._corrupt(digest)
+        return data
+
+    def _corrupt(self, digest: str) -> Corrupt:
+        self._verified.discard(digest)
+        quarantine(self.folder, self.path(digest))
+        return Corrupt(digest, self.url)
+
+    def read_into(self, digest: str, buffer: memoryview) -> None:
+        """Fill a buffer of the object's exact size with the object, verified, without another copy in memory."""
+        if not self.folder.root:
+            buffer[:] = self.get(digest)
+            return
+        try:
+            length = self.folder.read_into(self.path(digest), buffer)
+        except FileNotFoundError:
+            raise Missing(digest, self.url) from None
+        if length != len(buffer) or sha256(buffer) != digest:
+            raise self._corrupt(digest)
 
     def get_range(self, digest: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of an object. Not verified: a part has no digest of its own."""
@@ -90,33 +107,35 @@ class Blobs:
         path = self.folder.root / self.path(digest)
         if digest in self._verified and path.is_file():
             return path
-        try:
-            sound = sha256_file(path) == digest
-        except FileNotFoundError:
-            raise Missing(digest, self.url) from None
-        if not sound:
-            self.quarantine(digest)
-            raise Corrupt(digest, self.url)
+        if not self.check(digest):
+            raise self._corrupt(digest)
         self._verified.add(digest)
         return path
+
+    def check(self, digest: str) -> bool:
+        """Whether the stored bytes are the named ones. Reads all of them from the store itself; moves nothing."""
+        try:
+            if self.folder.root:
+                return sha256_file(self.folder.root / self.path(digest)) == digest
+            return hash_chunks(self._chunks(digest)) == digest
+        except FileNotFoundError:
+            raise Missing(digest, self.url) from None
+
+    def _chunks(self, digest: str) -> Iterator[bytes]:
+        """A remote object in pieces that fit in memory."""
+        path, size = self.path(digest), self.size(digest)
+        return (self.folder.read(path, start, min(start + PIECE, size)) for start in range(0, size, PIECE))
 
     def _cached_path(self, digest: str) -> Path:
         if not self.cache:
             raise RuntimeError(f"a remote store needs a cache folder to give local paths: {self.url}")
-        path = self.cache.path(digest)
-        if path is None:
-            self.cache.put(digest, self._fetch(digest))
-            path = self.cache.path(digest)
-            assert path is not None
-        return path
-
-    def quarantine(self, digest: str) -> None:
-        """Move an object out of the way, keeping its bytes for whoever wants to know what happened to them."""
-        self._verified.discard(digest)
-        try:
-            self.folder.move(self.path(digest), f"quarantine/{self.prefix}/{digest}.{time.time_ns()}")
-        except FileNotFoundError:
-            return
+        with guard(str(self.cache.root)):
+            for _ in range(REREADS):
+                path = self.cache.path(digest)
+                if path:
+                    return path
+                self.cache.put(digest, self._chunks(digest))
+        raise self._corrupt(digest)
 
     def has(self, digest: str) -> bool:
         """Whether the object is there; its content is not looked at."""
@@ -141,7 +160,7 @@ class Blobs:
 
     def list(self) -> Iterator[tuple[str, Entry]]:
         """All objects with size and age, in no order."""
-        for entry in self.folder.list(self.prefix):
+        for entry in self.folder.scan(self.prefix):
             digest = entry.path.removeprefix(self.prefix).replace("/", "")
             if is_digest(digest):
                 yield digest, entry

@@ -32,6 +32,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_chunks(chunks: Iterable[Bytes]) -> str:
+    """Digest of what arrives in pieces."""
+    hasher = hashlib.sha256()
+    for chunk in chunks:
+        hasher.update(chunk)
+    return hasher.hexdigest()
+
+
 def slices(data: Bytes) -> Iterator[memoryview]:
     """The chunks of a buffer, without copying."""
     view = memoryview(data).cast("B")

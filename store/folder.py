@@ -40,6 +40,9 @@ class Folder(Protocol):
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes [start, end) of a file, of exactly that length; unverified."""
 
+    def read_into(self, path: str, buffer: memoryview) -> int:
+        """Fill a buffer from the start of a file; returns the file's whole length."""
+
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Whole contents of those of the files that exist."""
 
@@ -49,7 +52,7 @@ class Folder(Protocol):
     def sizes(self, paths: list[str]) -> dict[str, int]:
         """Sizes of those of the files that exist."""
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def scan(self, prefix: str) -> Iterator[Entry]:
         """All files below `prefix`, in no order."""
 
     def stage(self, source: Bytes | Path, *, move: bool = False) -> Staged:

@@ -19,7 +19,8 @@ import yaml
 from schemas.errors import InputError
 from schemas.report import NodeRow, Report
 from store.lineage_facts import allocation_csv, flatten, metrics_of
-from store.tracking import check_tracking, database_folder, resolve_tracking
+from store.tracking import ARTIFACTS, database_folder, resolve_tracking
+from store.tracking import check_tracking as check_tracking
 
 ALIAS = "candidate"
 """`latest` is reserved by MLflow; a person moves `champion`."""
@@ -112,7 +113,7 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         folder = database_folder(uri)
-        return str(client.create_experiment(name, artifact_location=folder and (folder / "artifacts").as_uri()))
+        return str(client.create_experiment(name, artifact_location=folder and (folder / ARTIFACTS).as_uri()))
     return str(found.experiment_id)
 
 

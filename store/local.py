@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from store.batch import Batch
 from store.digest import Bytes
@@ -34,7 +34,7 @@ class LocalFolder:
     def root(self) -> Path | None:
         return self._root
 
-    def _open(self, path: str) -> BinaryIO:
+    def _open(self, path: str) -> BufferedReader:
         waiting = self._batch.find(path)
         if waiting:
             with suppress(FileNotFoundError):  # it got its name meanwhile
@@ -49,6 +49,12 @@ class LocalFolder:
                 raise ValueError(f"bytes {start} to {stop} of {size} in {path}")
             file.seek(start)
             return file.read(stop - start)
+
+    def read_into(self, path: str, buffer: memoryview) -> int:
+        with guard(self.url), self._open(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.readinto(buffer[:size])
+            return size
 
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
@@ -74,13 +80,13 @@ class LocalFolder:
                     found[path] = os.stat(f"{root}/{path}").st_size
         return found
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def scan(self, prefix: str) -> Iterator[Entry]:
         self._batch.commit()
         with guard(self.url), suppress(FileNotFoundError), os.scandir(self._root / prefix) as entries:
             for entry in entries:
                 path = f"{prefix}/{entry.name}"
                 if entry.is_dir(follow_symlinks=False):
-                    yield from self.list(path)
+                    yield from self.scan(path)
                     continue
                 with suppress(FileNotFoundError):
                     stat = entry.stat()
@@ -155,7 +161,7 @@ class LocalFolder:
         self._batch.after(action)
 
     def sweep(self, older_than: float) -> int:
-        stale = [entry for entry in self.list(TEMPORARY) if entry.modified < min(older_than, time.time())]
+        stale = [entry for entry in self.scan(TEMPORARY) if entry.modified < min(older_than, time.time())]
         for entry in stale:
             self.remove(entry.path)
         return len(stale)

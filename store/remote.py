@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from schemas.errors import InputError
 from store import orphans
 from store.digest import Bytes, sha256, sha256_file
 from store.folder import Entry, Staged
@@ -40,7 +41,8 @@ class RemoteFolder:
         protocol = filesystem.protocol
         names = {protocol} if isinstance(protocol, str) else set(protocol)
         self._is_object_store = bool(names & OBJECT_STORES)
-        self._exclusive: AbstractContextManager[Any] = _memory_lock if "memory" in names else nullcontext()
+        self._is_memory = "memory" in names
+        self._exclusive: AbstractContextManager[Any] = _memory_lock if self._is_memory else nullcontext()
 
     @property
     def url(self) -> str:
@@ -70,6 +72,11 @@ class RemoteFolder:
         data: bytes = self._try(get)
         return data
 
+    def read_into(self, path: str, buffer: memoryview) -> int:
+        data = self.read(path)
+        buffer[: len(data)] = data[: len(buffer)]
+        return len(data)
+
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
         wanted = {self._at(path).lstrip("/"): path for path in paths}
         found: dict[str, bytes] = {}
@@ -98,9 +105,9 @@ class RemoteFolder:
                 return {entry.path: entry.size for entry in pool.map(self.info, paths) if entry}
         wanted = set(paths)
         prefixes = {path.split("/")[0] for path in paths}
-        return {each.path: each.size for prefix in prefixes for each in self.list(prefix) if each.path in wanted}
+        return {each.path: each.size for prefix in prefixes for each in self.scan(prefix) if each.path in wanted}
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def scan(self, prefix: str) -> Iterator[Entry]:
         try:
             found = self._try(lambda: self._fs.find(self._at(prefix), detail=True))
         except FileNotFoundError:
@@ -146,7 +153,7 @@ class RemoteFolder:
             raise
 
     def _put(self, content: Bytes | Path, at: str, mode: str) -> None:
-        if isinstance(content, Path) and self._fs.protocol != "memory":
+        if isinstance(content, Path) and not self._is_memory:
             self._fs.put_file(str(content), at, mode=mode)
         else:
             self._fs.pipe_file(at, content.read_bytes() if isinstance(content, Path) else content, mode=mode)
@@ -199,10 +206,29 @@ class RemoteFolder:
         action()
 
     def sweep(self, older_than: float) -> int:
-        stale = [entry for entry in self.list("tmp") if entry.modified < older_than]
+        stale = [entry for entry in self.scan("tmp") if entry.modified < older_than]
         for entry in stale:
             self.remove(entry.path)
         return len(stale) + orphans.abort_uploads(self._fs, self._root, older_than)
+
+
+def open_remote(url: str, options: Mapping[str, Any]) -> RemoteFolder:
+    """Any address that fsspec knows. Listings are never cached: they would hide what other clients wrote."""
+    import fsspec
+
+    scheme = url.split(":", 1)[0]
+    fresh = {"use_listings_cache": False} if scheme in OBJECT_STORES - {"memory"} else {}
+    try:
+        filesystem, root = fsspec.url_to_fs(url, **(fresh | dict(options)))
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            "The store's address cannot be opened",
+            where=url,
+            got=error,
+            wanted="a path, s3://bucket/folder, memory://name or another fsspec address",
+            fix="install what it names",
+        ) from error
+    return RemoteFolder(filesystem, root, url)
 
 
 def _modified(info: dict[str, Any]) -> float:

@@ -18,7 +18,18 @@ TRIES = 10
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds; each pause doubles the one before, with jitter: under 10 s until a dead store is reported."""
 
-_NETWORK = {"aiobotocore", "aiohttp", "botocore", "urllib3", "requests", "google", "gcsfs", "azure", "adlfs", "paramiko"}
+_NETWORK = {
+    "aiobotocore",
+    "aiohttp",
+    "botocore",
+    "urllib3",
+    "requests",
+    "google",
+    "gcsfs",
+    "azure",
+    "adlfs",
+    "paramiko",
+}
 _SETTINGS = ("Credential", "ParamValidation", "ProfileNotFound", "NoRegion", "InvalidEndpoint")
 
 
@@ -39,7 +50,10 @@ def attempt(operation: Callable[[], T], where: str, tries: int = TRIES) -> T:
             _raise_if_final(error, where)
             last = error
     raise InputError(
-        "The store does not answer", where=where, got=f"{type(last).__name__}: {last}", wanted=f"success in {tries} tries",
+        "The store does not answer",
+        where=where,
+        got=f"{type(last).__name__}: {last}",
+        wanted=f"success in {tries} tries",
         fix="check the address, the network and the credentials",
     ) from last
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http.client
-import os
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +14,9 @@ from schemas.errors import InputError
 
 PATIENCE = 2.5
 """Seconds a tracking server has for its answer."""
+
+ARTIFACTS = "mlflow-artifacts"
+"""Folder beside a SQLite file for the files of its runs."""
 
 _SQLITE = b"SQLite format 3\x00"
 _WANTED = "http://HOST:PORT of an MLflow server, sqlite:///FILE, or a folder"
@@ -57,19 +60,25 @@ def _database(uri: str) -> Path:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(len(_SQLITE))
-        if head not in (b"", _SQLITE):
-            raise InputError("not a SQLite file", where=str(path), got=repr(head), fix="name another file for MLflow")
-    writable = path if path.exists() else next(p for p in path.parents if p.exists())
-    if not (path.is_file() or (writable.is_dir() and writable != path)) or not os.access(writable, os.W_OK):
+    """Open the file for writing, or put a nameless one where it would be: permission bits alone do not tell."""
+    folder = next(p for p in path.parents if p.exists())
+    try:
+        if path.exists():
+            with path.open("r+b") as file:
+                head = file.read(len(_SQLITE))
+            if head not in (b"", _SQLITE):
+                raise InputError(
+                    "not a SQLite file", where=str(path), got=repr(head), fix="name another file for MLflow"
+                )
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
         raise InputError(
             "MLflow's file cannot be written",
             where=str(path),
-            got=f"{writable} is not writable",
-            fix="make it writable or name another place",
-        )
+            got=f"{type(error).__name__}: {error}",
+            fix="make its folder writable or name another place",
+        ) from error
 
 
 def _check_server(uri: str) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.build import Build, prepare
+from pipelines.code_id import module_digests
 from pipelines.drive import Outputs
 from pipelines.graph import Bound
+from pipelines.items import Item
 from pipelines.recipe_file import parse_assignment
 from pipelines.settings import settings
 from schemas.errors import InputError
+from store.traces import Trace
 
 EXAMPLES_PER_NODE = 3
 
@@ -47,8 +50,20 @@ def explanations(build: Build) -> Iterator[tuple[str, list[str]]]:
         lines = [f"{len(state.pending)} of {state.total} items have to run"]
         for item in missed[:EXAMPLES_PER_NODE]:
             nearest = build.runner.store.traces.nearest(item.document)
-            lines += [f"{item.place.label}: {reason}" for reason in differences(nearest, item.document)]
+            lines += [f"{item.place.label}: {reason}" for reason in reasons(nearest, item)]
         yield bound.id, lines
+
+
+def reasons(nearest: Trace | None, item: Item) -> list[str]:
+    """Why an item's key differs from the nearest earlier one; for code, which files changed."""
+    if nearest is None:
+        return ["never ran before"]
+    lines = differences(nearest.document, item.document)
+    if nearest.document["code"] != item.document["code"]:
+        old, new = nearest.facts.get("modules", {}), module_digests(item.step.module)
+        files = sorted(m for m in old.keys() | new.keys() if old.get(m) != new.get(m))
+        lines.append(f"code of {item.step.module}: {', '.join(files) or 'only its version'} changed")
+    return lines
 
 
 def _hit(bound: Bound, items: int, outputs: Mapping[str, str]) -> str:
@@ -56,10 +71,8 @@ def _hit(bound: Bound, items: int, outputs: Mapping[str, str]) -> str:
     return f"source, {digests}" if bound.step is None else f"cached, {items} item(s), {digests}"
 
 
-def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
-    """Field by field, what changed from an earlier key document; one line for a step that never ran."""
-    if old is None:
-        return ["never ran before"]
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Field by field, what changed from an earlier key document."""
     before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
     changed = [f for f in sorted(before | after) if before.get(f) != after.get(f)]
     return [f"{f}: {_short(before.get(f))} -> {_short(after.get(f))}" for f in changed] or ["its trace is gone"]

@@ -16,7 +16,7 @@ from pipelines.settings import prefect_environment, settings
 from pipelines.show import show_report
 from schemas.errors import InputError
 from schemas.report import Report
-from store.errors import Damaged
+from store.errors import Unavailable
 from store.lineage import check_tracking
 
 
@@ -42,7 +42,7 @@ def _from_traces(build: Build, started: float) -> Report | None:
     """The recorded report of a build of which every trace hits, with this run's node table; else None."""
     try:
         built: Built = look_up(build.runner)
-    except (NotCached, Damaged):
+    except (NotCached, Unavailable):
         return None
     report = recorded(build, built)
     if report is None or not Path(report.packed.path).is_dir():

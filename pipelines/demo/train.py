@@ -71,9 +71,9 @@ def held_out_loss(model: LlamaForCausalLM, stream_T: torch.Tensor) -> float:
     windows_NS = stream_T[: len(stream_T) // SEQ_LEN * SEQ_LEN].view(-1, SEQ_LEN)
     model.eval()
     with torch.no_grad():
-        losses = [model(input_ids=w, labels=w).loss.item() * len(w) for w in windows_NS.split(BATCH)]
+        losses = [model(input_ids=w, labels=w).loss.item() * len(w) for w in torch.split(windows_NS, BATCH)]
     model.train()
-    return sum(losses) / len(windows_NS)
+    return float(sum(losses) / len(windows_NS))
 
 
 def learning_rate(step: int, total: int) -> float:
@@ -89,7 +89,7 @@ def epoch_batches(stream_T: torch.Tensor, generator: torch.Generator) -> list[to
     usable = (len(stream_T) - offset) // SEQ_LEN * SEQ_LEN
     windows_NS = stream_T[offset : offset + usable].view(-1, SEQ_LEN)
     order = torch.randperm(len(windows_NS), generator=generator)
-    return list(windows_NS[order].split(BATCH))
+    return list(torch.split(windows_NS[order], BATCH))
 
 
 def train(train_T: torch.Tensor, held_out_T: torch.Tensor, curve: Path) -> dict[str, torch.Tensor]:

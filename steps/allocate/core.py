@@ -20,7 +20,7 @@ from steps.allocate.program import Program
 STATES = 20_000
 FEWEST_STATES = 2_000
 WORK = 20_000_000
-"""Partial plans kept at most: WORK / units within these two. Dropping more weakens the proven bound, never its truth."""
+"""Partial plans kept at most: WORK / units, within these two. Dropping more weakens the bound, never its truth."""
 NEGLIGIBLE = 1e-12
 """Improvements below this fraction of the value are rounding."""
 

@@ -96,8 +96,8 @@ def _model(program: Program, open_UC: NDArray[np.bool_], base_U: Choice, units: 
     drop = {(u, c): float(program.value_UC[u, c] - program.value_UC[u, base_U[u]]) for u, c in pairs}
     scale = _scale(OBJECTIVE_SCALE, drop.values())
     problem += pulp.LpAffineExpression([(variables[p], drop[p] * scale) for p in pairs])
-    for unit in units.tolist():
-        problem += pulp.LpAffineExpression([(variables[unit, c], 1) for c in np.flatnonzero(open_UC[unit]).tolist()]) == 1
+    for u in units.tolist():
+        problem += pulp.LpAffineExpression([(variables[u, c], 1) for c in np.flatnonzero(open_UC[u]).tolist()]) == 1
     slack_K = program.capacity_K - program.used(base_U)
     for k, slack in enumerate(slack_K.tolist()):
         gain = {(u, c): float(program.weight_KUC[k, u, c] - program.weight_KUC[k, u, base_U[u]]) for u, c in pairs}

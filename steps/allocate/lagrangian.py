@@ -28,7 +28,7 @@ class Relaxed:
     bound: float
 
     def reduced(self, program: Program) -> Floats:
-        """What each choice costs over the base at these prices, >= 0, [U, C]: a plan's value is at least bound + sum."""
+        """What each choice costs over the base at these prices, [U, C]: a plan's value is at least bound + its sum."""
         priced_UC = priced(program, self.price_K)
         return np.asarray(np.maximum(priced_UC - priced_UC.min(axis=1, keepdims=True), 0.0))
 

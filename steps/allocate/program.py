@@ -16,7 +16,7 @@ from steps.allocate.problem import ROUNDING, Choice, Floats, Problem
 
 @dataclass(frozen=True)
 class Program:
-    """A multiple-choice knapsack. value_UC is infinite where a format is not allowed; weight_KUC is finite everywhere."""
+    """A multiple-choice knapsack. value_UC is infinite where a format is not allowed; weight_KUC is always finite."""
 
     value_UC: Floats
     weight_KUC: Floats
@@ -77,4 +77,5 @@ def lightest(program: Program, limit: int = 0) -> Choice:
     """The allowed format of least weight under one limit for every unit; of equals the one of least value."""
     weight_UC = np.where(np.isfinite(program.value_UC), program.weight_KUC[limit], np.inf)
     tied_UC = weight_UC == weight_UC.min(axis=1, keepdims=True)
-    return np.where(tied_UC, program.value_UC, np.inf).argmin(axis=1)
+    choice_U: Choice = np.where(tied_UC, program.value_UC, np.inf).argmin(axis=1)
+    return choice_U

@@ -79,13 +79,18 @@ def label_gradient(
         leaf_PD = picked_PD[rows].requires_grad_()
         logits_PV = stream.logits(stream.final(leaf_PD))
         p_PV = torch.softmax(logits_PV.detach(), dim=-1)
-        label_PM = torch.multinomial(p_PV.cpu(), samples, replacement=True, generator=generator).to(p_PV.device)
+        label_PM = draw_labels(p_PV, samples, generator)
         for m in range(samples):
             toward_PV = (-p_PV).scatter_add_(1, label_PM[:, m, None], torch.ones_like(p_PV[:, :1]))
             (found_MPD[m, rows],) = torch.autograd.grad(logits_PV, leaf_PD, toward_PV, retain_graph=m + 1 < samples)
     gradient_MND = torch.zeros(samples, hidden_NSD[..., 0].numel(), hidden_NSD.shape[-1], device=hidden_NSD.device)
     gradient_MND[:, rows_P] = found_MPD
     return gradient_MND.view(samples, *hidden_NSD.shape)
+
+
+def draw_labels(p_PV: torch.Tensor, samples: int, generator: torch.Generator) -> torch.Tensor:
+    """label_PM int64, drawn on the CPU from the model's predictions."""
+    return torch.multinomial(p_PV.cpu(), samples, replacement=True, generator=generator).to(p_PV.device)
 
 
 @torch.no_grad()

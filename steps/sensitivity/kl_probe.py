@@ -9,7 +9,7 @@ N windows, S positions, D hidden size, P predicted positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,8 @@ class Original:
     reference_PD: torch.Tensor
     log_p_PV: torch.Tensor | None
     sources: tuple[Value, ...]
+    noise: float = 0.0
+    """Largest KL at any position with nothing swapped: rounding, since the reference was computed apart."""
 
     def log_p(self, rows: slice) -> torch.Tensor:
         """The original's log-probabilities at some predicted positions."""
@@ -71,7 +73,7 @@ def run(spec: KLProbe, inputs: Mapping[str, Value], env: Env) -> dict[str, Outpu
     changed = any(
         not torch.equal(weight, original.blocks[unit.block].get_parameter(name)) for name, weight in weights.items()
     )
-    return {"scores": score_output(item.meta, kl_P, original.positions, changed)}
+    return {"scores": score_output(item.meta, kl_P, original.positions, changed, original.noise)}
 
 
 def prepare(model: Value, tokens: Value, reference: Value, batch: int, device: str) -> Original:
@@ -87,7 +89,9 @@ def prepare(model: Value, tokens: Value, reference: Value, batch: int, device: s
     if len(positions) * vocabulary <= RESIDENT_LOGITS:
         rows = chunks(len(positions), vocabulary)
         log_p_PV = torch.cat([log_probabilities(stream.logits(reference_PD[r])) for r in rows])
-    return Original(stream, blocks, positions, parts, inputs, reference_PD, log_p_PV, (model, tokens, reference))
+    sources = (model, tokens, reference)
+    original = Original(stream, blocks, positions, parts, inputs, reference_PD, log_p_PV, sources)
+    return replace(original, noise=probe(original, stream.blocks - 1, {}).max().item())
 
 
 def probe(original: Original, block: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -17,11 +17,13 @@ from steps.step import Output
 from steps.verify.metrics import document_means, weighted_mean
 
 
-def score_output(item_meta: Mapping[str, Any], damage_P: torch.Tensor, positions: Positions, changed: bool) -> Output:
+def score_output(
+    item_meta: Mapping[str, Any], damage_P: torch.Tensor, positions: Positions, changed: bool, noise: float = 0.0
+) -> Output:
     """meta unit, format (name), score (nats per predicted position), documents (means) and weights (tokens).
 
-    InputError when a value is not finite, or when all are zero although the weights `changed`: then the metric never
-    saw the unit.
+    InputError when a value is not finite, or when none exceeds `noise` (what the metric shows for the unchanged model)
+    although the weights `changed`: then the metric never saw the unit.
     """
     unit, name = item_meta["unit"], Format.model_validate(item_meta["format"]).name
     bad = len(damage_P) - int(torch.isfinite(damage_P).sum())
@@ -32,7 +34,7 @@ def score_output(item_meta: Mapping[str, Any], damage_P: torch.Tensor, positions
             got=f"NaN or infinity at {bad} of {len(damage_P)} tokens",
             fix="check the candidate's scales and the model's weights; the model may overflow fp32 on this text",
         )
-    if changed and not damage_P.any():
+    if changed and damage_P.max() <= noise:
         raise InputError(
             "a sensitivity score is zero at every token although the weights changed",
             where=f"unit {unit} in {name}",

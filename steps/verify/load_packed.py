@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from schemas.errors import InputError
 from steps.model.overlay import overlay
@@ -55,7 +56,9 @@ def load(folder: Path, device: str) -> Any:
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(folder).eval().to(device)
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise InputError(
             "the packed folder does not load",
             where=str(folder),
@@ -67,10 +70,13 @@ def load(folder: Path, device: str) -> Any:
 
 
 def in_float32(loaded: Any) -> Any:
-    """The same model, its weights widened in place to fp32, freed of the loader's offloading wrappers."""
+    """The same model, its weights widened in place to fp32, freed of the loader's offloading wrappers.
+
+    transformers forbids `.float()` on models it loaded as quantized; these weights are unpacked, so torch's is right.
+    """
     from compressed_tensors.offload import remove_dispatch
 
-    return remove_dispatch(loaded).float()
+    return torch.nn.Module.float(remove_dispatch(loaded))
 
 
 def different_weights(loaded: Any, model: Value, selection: Value) -> list[str]:

@@ -1,4 +1,4 @@
-"""Digests of tensors in files that are too big to hash at every run, remembered by the files' identity.
+"""Digests of tensors in files that are too big to hash at every run, remembered by the files' versions.
 
 Any doubt means hashing again: a changed size, time or inode, a changed header, a record that is not exactly what was
 written, a file so fresh that a later write might not show in its times. Records are never more than a saving.
@@ -43,42 +43,43 @@ def write_whole(path: Path, data: bytes | bytearray) -> None:
         ) from error
 
 
-def is_settled(identity: Mapping[str, Any], began: float) -> bool:
-    """Whether any write after `began` (seconds since the epoch) must change the identity of a local or remote file."""
-    if "tag" in identity:
-        return True
-    changed = max(int(identity["mtime_ns"]), int(identity["ctime_ns"])) / 1e9
+def is_settled(version: Mapping[str, Any], began: float) -> bool:
+    """Whether any write after `began` (seconds since the epoch) must show in the file's identity."""
+    file = version["file"] or {}
+    if "mtime_ns" not in file:
+        return "tag" in file
+    changed = max(int(file["mtime_ns"]), int(file["ctime_ns"])) / 1e9
     return began - changed >= SETTLED_SECONDS
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """Records in `folder`, one file per identity; None remembers nothing."""
+    """Records in `folder`, one file per version of a shard; None remembers nothing."""
 
     folder: Path | None
 
-    def load(self, identity: Mapping[str, Any]) -> dict[str, str]:
-        """Tensor name -> digest as saved for exactly this identity; empty at any doubt."""
+    def load(self, version: Mapping[str, Any]) -> dict[str, str]:
+        """Tensor name -> digest as saved for exactly this version; empty at any doubt."""
         if self.folder is None:
             return {}
         try:
-            path = self._path(identity)
+            path = self._path(version)
             record = json_object(path.read_bytes(), str(path))
             check = record.pop("check")
             digests: dict[str, str] = record["digests"]
-            sound = record["identity"] == identity and check == digest_of(record)
+            sound = record["version"] == version and check == digest_of(record)
             return digests if sound and all(_DIGEST.fullmatch(d) for d in digests.values()) else {}
         except (OSError, InputError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def save(self, identity: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-        """Add digests to the record of an identity; of two writers at once the last wins, which costs a rehash."""
+    def save(self, version: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+        """Add digests to the record of a version; of two writers at once the last wins, which costs a rehash."""
         if self.folder is None:
             return
-        record: dict[str, Any] = {"identity": dict(identity), "digests": {**self.load(identity), **digests}}
+        record: dict[str, Any] = {"version": dict(version), "digests": {**self.load(version), **digests}}
         record["check"] = digest_of(record)
-        write_whole(self._path(identity), canonical_json(record).encode())
+        write_whole(self._path(version), canonical_json(record).encode())
 
-    def _path(self, identity: Mapping[str, Any]) -> Path:
+    def _path(self, version: Mapping[str, Any]) -> Path:
         assert self.folder is not None
-        return self.folder / f"{digest_of(identity)[:32]}.json"
+        return self.folder / f"{digest_of(version)[:32]}.json"

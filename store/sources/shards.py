@@ -37,18 +37,18 @@ class Span:
 
 @dataclass(frozen=True)
 class Shards:
-    """All tensors of a checkpoint, and the sha256 of each shard's header."""
+    """All tensors of a checkpoint, and by shard what it was when its header was read: `identity` and header digest."""
 
     spans: dict[str, Span]
-    headers: dict[str, str]
+    versions: dict[str, dict[str, Any]]
 
 
 def read_shards(place: Place) -> Shards:
     """Spans of every tensor of a checkpoint folder; one file goes before an index, as transformers has it."""
     names = place.names()
     if SINGLE in names:
-        spans, header = read_header(place, SINGLE)
-        return Shards(spans, {SINGLE: header})
+        version = shard_version(place, SINGLE)
+        return Shards(read_header(place, SINGLE), {SINGLE: version})
     if INDEX not in names:
         raise no_safetensors(place.where, list(names))
     where = f"{place.where}/{INDEX}"
@@ -63,9 +63,9 @@ def read_shards(place: Place) -> Shards:
             wanted="every shard that the index names",
             fix="finish the download or the copy of this model",
         )
-    read = {shard: read_header(place, shard) for shard in shards}
-    spans = _merge({shard: found for shard, (found, _) in read.items()}, weight_map, where)
-    return Shards(spans, {shard: header for shard, (_, header) in read.items()})
+    versions = {shard: shard_version(place, shard) for shard in shards}
+    spans = _merge({shard: read_header(place, shard) for shard in shards}, weight_map, where)
+    return Shards(spans, versions)
 
 
 def no_safetensors(where: str, files: list[str]) -> InputError:
@@ -124,8 +124,29 @@ def _damaged(where: str, got: object, wanted: str = "") -> InputError:
     return InputError("damaged safetensors file", where=where, got=got, wanted=wanted, fix=_FETCH)
 
 
-def read_header(place: Place, shard: str) -> tuple[dict[str, Span], str]:
-    """Spans of one shard and the sha256 of its header; reads no data."""
+def shard_version(place: Place, shard: str) -> dict[str, Any]:
+    """Facts that tell whether a shard is still the same: its size and its header's sha256, and its place's identity
+    for it under `file`, or None there when the place has none."""
+    raw = _header(place, shard)
+    return {
+        "size": place.size(shard),
+        "header": hashlib.sha256(raw).hexdigest(),
+        "file": place.identity(shard),
+    }
+
+
+def read_header(place: Place, shard: str) -> dict[str, Span]:
+    """Spans of one shard; reads no data."""
+    where, size, raw = f"{place.where}/{shard}", place.size(shard), _header(place, shard)
+    document = json_object(raw, f"{where} (header)", _FETCH)
+    document.pop("__metadata__", None)
+    base = 8 + len(raw)
+    spans = {tensor: _span(shard, entry, base, f"{where}: {tensor}") for tensor, entry in document.items()}
+    _check_cover(spans, base, size, where)
+    return spans
+
+
+def _header(place: Place, shard: str) -> bytearray:
     where, size = f"{place.where}/{shard}", place.size(shard)
     if size < 8:
         raise _damaged(where, f"{size} bytes", "at least 8 bytes")
@@ -134,12 +155,7 @@ def read_header(place: Place, shard: str) -> tuple[dict[str, Span], str]:
         raise _damaged(where, f"a header of {length} bytes", f"at most {MAX_HEADER_BYTES}")
     if 8 + length > size:
         raise _damaged(where, f"a file of {size} bytes, cut off within its header", f"{8 + length} bytes and more")
-    raw = place.read(shard, 8, 8 + length)
-    document = json_object(raw, f"{where} (header)", _FETCH)
-    document.pop("__metadata__", None)
-    spans = {tensor: _span(shard, entry, 8 + length, f"{where}: {tensor}") for tensor, entry in document.items()}
-    _check_cover(spans, 8 + length, size, where)
-    return spans, hashlib.sha256(raw).hexdigest()
+    return place.read(shard, 8, 8 + length)
 
 
 def _span(shard: str, entry: Any, base: int, where: str) -> Span:

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schemas.errors import InputError
 from store.sources.places import Place
 from store.sources.remembered import Remembered, is_settled, write_whole
-from store.sources.shards import Shards, Span
+from store.sources.shards import Shards, Span, shard_version
 
 if TYPE_CHECKING:
     import torch
@@ -63,25 +63,24 @@ class TensorBytes(Mapping[str, str]):
         return {name: self._known[name] for name in names}
 
     def _of_shard(self, shard: str, wanted: list[str]) -> dict[str, str]:
-        began, memory, identity = time.time(), self._memory(), self._identity(shard)
-        known = {} if identity is None else memory.load(identity)
+        """Digests of one shard's tensors, those in `wanted` at least, of the file as it was when it was opened."""
+        began, version = time.time(), self.shards.versions[shard]
+        self._check_same(shard)
+        memory = Remembered(self.cache / "digests" if self.cache and version["file"] else None)
+        known = memory.load(version)
         missing = [name for name in wanted if name not in known]
         if not missing:
             return known
         with ThreadPoolExecutor(THREADS) as pool:
             fresh = dict(zip(missing, pool.map(self._hash, missing), strict=True))
-        if self._identity(shard) != identity:
-            raise changed(f"{self.place.where}/{shard}")
-        if identity is not None and is_settled(identity, began):
-            memory.save(identity, fresh)
+        self._check_same(shard)
+        if is_settled(version, began):
+            memory.save(version, fresh)
         return known | fresh
 
-    def _memory(self) -> Remembered:
-        return Remembered(self.cache / "digests" if self.cache else None)
-
-    def _identity(self, shard: str) -> dict[str, Any] | None:
-        found = self.place.identity(shard)
-        return None if found is None else {**found, "header": self.shards.headers[shard]}
+    def _check_same(self, shard: str) -> None:
+        if shard_version(self.place, shard) != self.shards.versions[shard]:
+            raise changed(f"{self.place.where}/{shard}")
 
     def _hash(self, name: str) -> str:
         span = self.shards.spans[name]
@@ -115,7 +114,7 @@ class TensorBytes(Mapping[str, str]):
     @cached_property
     def _kept(self) -> Path | None:
         """Where tensors of a remote place are kept; None for local places and without a cache."""
-        remote = any(self.place.local(shard) is None for shard in self.shards.headers)
+        remote = any(self.place.local(shard) is None for shard in self.shards.versions)
         return self.cache / "tensors" if self.cache and remote else None
 
     def _keep(self, digest: str, raw: bytearray) -> None:

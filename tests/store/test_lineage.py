@@ -19,7 +19,9 @@ from store import lineage
 from store.lineage import Input, log_build
 from store.lineage_facts import METRICS, flatten, metrics_of
 
-RECIPE = yaml.safe_dump({"name": "demo", "budget": {"bits_per_weight": 3.0}, "formats": ["int3-g64"], "prose": "x" * 7000})
+RECIPE = yaml.safe_dump(
+    {"name": "demo", "budget": {"bits_per_weight": 3.0}, "formats": ["int3-g64"], "prose": "x" * 7000}
+)
 TEXT = Input("evaluation text", digest("text"), "pipelines/demo/evaluate.jsonl", "evaluation")
 
 
@@ -61,7 +63,7 @@ def test_a_build_is_all_there(uri: str, folder: Path, client: Any, capfd: pytest
         "mlflow.data.context": "evaluation",
         "bitsmith.digest": TEXT.digest,
     }
-    artifacts = folder / "artifacts" / run_id / "artifacts"
+    artifacts = folder / "mlflow-artifacts" / run_id / "artifacts"
     assert json.loads((artifacts / "report.json").read_text())["mlflow_run_id"] == run_id
     assert (artifacts / "allocation.csv").read_text().count("\n") == 13
     assert (artifacts / "plots" / "bits.svg").is_file()

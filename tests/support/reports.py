@@ -27,7 +27,8 @@ def digest(text: str) -> str:
 
 def interval(value: float, spread: float = 0.1) -> Interval:
     """`value` with a plausible interval."""
-    return Interval(value=value, low=value * (1 - spread), high=value * (1 + spread))
+    half = abs(value) * spread
+    return Interval(value=value, low=value - half, high=value + half)
 
 
 def measured(size: int, kl: float, ppl: float = 7.5, top1: float = 0.9) -> Measured:
@@ -79,7 +80,13 @@ def example_report(**changes: Any) -> Report:
         "uniform_format": "int3-g64",
         "greedy": measured(36_450, 0.026),
         "contrasts": (
-            Contrast(first="allocated", second="uniform", difference=interval(-0.015), ratio=interval(0.625), verdict="better"),
+            Contrast(
+                first="allocated",
+                second="uniform",
+                difference=interval(-0.015),
+                ratio=interval(0.625),
+                verdict="better",
+            ),
         ),
         "predicted_kl": 0.024,
         "distilled": None,

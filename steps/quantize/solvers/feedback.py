@@ -36,7 +36,7 @@ def feedback(spec: Feedback, W_OI: torch.Tensor, H_II: torch.Tensor, params: Gri
 
 def sweep(W_OI: torch.Tensor, params: GridParams, factor: Factor, block_size: int) -> Solved:
     """One pass over the inputs. The targets behind a block are brought up to date once, with one matrix product."""
-    W_IO = W_OI.T.contiguous()[factor.order_I]
+    W_IO = W_OI.T.contiguous().index_select(0, factor.order_I)
     levels = _levels(params, factor.order_I, W_OI.dtype)
     target_IO, level_IO = W_IO.clone(), torch.empty_like(W_IO)
     solver_O, added_O = torch.zeros(2, len(W_OI), dtype=torch.float64, device=W_OI.device)
@@ -102,8 +102,9 @@ def _levels(params: GridParams, order_I: torch.Tensor, dtype: torch.dtype) -> _L
 
 def _codes(level_IO: torch.Tensor, params: GridParams, factor: Factor) -> torch.Tensor:
     """Levels in rounding order -> codes [O, I]."""
-    code_IO = level_IO[factor.inverse_I]
+    code_IO = level_IO
     if params.zero_point_OG is not None:
-        zero_GO = params.zero_point_OG.T.to(code_IO.dtype)
-        code_IO = (code_IO.view(len(zero_GO), -1, code_IO.shape[1]) + zero_GO.unsqueeze(1)).flatten(0, 1)
-    return code_IO.to(code_dtype(params.format)).T.contiguous()
+        groups_I = factor.order_I // (len(level_IO) // params.zero_point_OG.shape[1])
+        code_IO = level_IO + params.zero_point_OG.T.to(level_IO.dtype).index_select(0, groups_I)
+    code_IO = code_IO.to(code_dtype(params.format)).index_select(0, factor.inverse_I)
+    return code_IO.T.contiguous()

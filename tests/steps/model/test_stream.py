@@ -147,7 +147,7 @@ def test_a_block_view_is_enough_for_its_block(tiny_model: Output, tokens: Output
 
 @torch.no_grad()
 def test_the_number_of_threads_does_not_change_a_bit() -> None:
-    model = tiny_value(hidden_size=128, intermediate_size=256, head_dim=32)
+    model = tiny_value(hidden_size=128, intermediate_size=256, head_dim=32, vocab_size=128)
     ids_NS, threads, seen = tiny_tokens(8, 64).tensors["ids_NS"], torch.get_num_threads(), []
     try:
         for n in (1, 2, 4):

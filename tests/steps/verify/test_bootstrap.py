@@ -41,14 +41,14 @@ def test_identical_documents_leave_no_doubt() -> None:
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    """300 samples of 40 documents: 95 % intervals of a mean cover it in 94.0 +- 1.4 % of cases (percentile, n = 40)."""
+    """300 samples of 40 documents: the binomial spread of a 95 % interval's coverage is 1.3 points; 4 are allowed."""
     generator = torch.Generator().manual_seed(0)
     count, covered = bootstrap.draw(40, 400, seed=1), 0
     for _ in range(300):
         kl = (1 + 0.3 * torch.randn(40, generator=generator, dtype=torch.float64)).tolist()
         found = bootstrap.interval(bootstrap.means(count, rows(kl), "kl"))
         covered += found.low <= 1 <= found.high
-    assert 0.89 < covered / 300 < 0.98
+    assert 0.898 < covered / 300 <= 1
 
 
 def test_pairing_finds_a_small_gap_that_separate_intervals_hide() -> None:

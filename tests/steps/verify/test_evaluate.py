@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import model_tensors, tiny_tokens, tiny_value
+from models import tiny_tokens, tiny_value
 from selections import modified_transformer, representable, selection_of
 
 from schemas.calibrate import Reference
@@ -45,7 +45,7 @@ def test_equals_transformers_with_the_same_weights(family: str) -> None:
         assert row["tokens"] == len(naive.kl_P)
         assert row["kl"] == pytest.approx(naive.kl_P.double().mean().item(), rel=1e-4)
         assert row["nll"] == pytest.approx(naive.nll_P.double().mean().item(), rel=1e-5)
-        assert row["top1"] == naive.top1_P.mean().item()
+        assert row["top1"] == pytest.approx(naive.top1_P.mean().item())
         assert found["original"][d]["nll"] == pytest.approx(naive.original_nll_P.double().mean().item(), rel=1e-5)
     assert sum(row["kl"] for row in found["documents"]) > 0.01
 
@@ -83,7 +83,3 @@ def test_a_selection_of_another_model_and_a_reference_of_other_tokens_are_refuse
     inputs = {"model": model, "selection": selection_of(model, "int4-row"), "tokens": tokens, "reference": original}
     with pytest.raises(InputError, match="other tokens"):
         evaluate.run(SPEC, inputs, ENV)
-
-
-def test_tied_models_have_no_stored_head() -> None:
-    assert "lm_head.weight" not in model_tensors(modified_transformer(tiny_value(tied=True), Output()))

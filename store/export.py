@@ -1,0 +1,63 @@
+"""Export: an artifact's files as a folder under their own names, all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schemas.errors import InputError
+from store.disk import link_or_copy, sync
+from store.errors import guard
+
+if TYPE_CHECKING:
+    from store.artifacts import Artifacts
+
+LINK_FROM = 1 << 20
+"""Bytes from which a file is linked instead of copied: weights, which nobody edits. Small files people do edit."""
+
+
+def export(artifacts: Artifacts, digest: str, folder: Path) -> Path:
+    """Make `folder` hold exactly the artifact's files, verified; an existing folder is replaced only if it is empty.
+
+    Large files become read-only hard links to the store where the disk allows it, so they take no space twice.
+    """
+    files = artifacts.load(digest).files
+    paths = {name: files[name] for name in files}
+    target = Path(os.path.abspath(folder))
+    building = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    with guard(str(target)):
+        try:
+            for name, path in paths.items():
+                _put(path, building / _safe(name))
+            building.mkdir(parents=True, exist_ok=True)
+            sync([path for path in building.rglob("*")])
+            _swap(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _put(source: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_size >= LINK_FROM:
+        link_or_copy(source, to)
+    else:
+        shutil.copyfile(source, to)
+
+
+def _safe(name: str) -> Path:
+    """A relative path that stays inside."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise InputError("A file of an artifact has a name that leads out of the folder", got=name)
+    return path
+
+
+def _swap(building: Path, target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError("The output folder is not empty", where=str(target), fix="choose another, or remove it")
+    building.rename(target)
+    sync([target.parent])

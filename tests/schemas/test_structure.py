@@ -1,0 +1,57 @@
+"""The parameter list of each architecture against transformers' own modules: an exact oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import tiny_config
+
+from schemas.errors import InputError
+from schemas.structure import SUPPORTED, expected_shapes
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((family, {}) for family in SUPPORTED),
+    *((family, {"head_dim": None}) for family in SUPPORTED),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"num_key_value_heads": None}),
+    ("llama", {"head_dim": 12, "tie_word_embeddings": True}),
+    ("mistral", {"attention_bias": True}),  # no such field there: ignored
+    ("qwen3", {"attention_bias": True}),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS)
+def test_same_parameters_as_transformers(family: str, changes: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = {k: v for k, v in tiny_config(family, **changes).items() if v is not None or k == "sliding_window"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family].from_dict(dict(config)))
+    assert expected_shapes(config, "test") == {n: tuple(p.shape) for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "unsupported model architecture"),
+        ({"model_type": None}, "unsupported model architecture"),
+        ({"hidden_size": None}, "bad config field hidden_size"),
+        ({"hidden_size": -32}, "bad config field hidden_size"),
+        ({"hidden_size": "32"}, "bad config field hidden_size"),
+        ({"vocab_size": True}, "bad config field vocab_size"),
+        ({"num_hidden_layers": 10**9}, "bad config field num_hidden_layers"),
+        ({"num_key_value_heads": 3}, "impossible attention sizes"),
+        ({"head_dim": 7}, "impossible attention sizes"),
+    ],
+)
+def test_impossible_configs_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        expected_shapes(tiny_config() | change, "config.json")
+
+
+def test_key_value_heads_are_only_implied_for_llama() -> None:
+    with pytest.raises(InputError, match="num_key_value_heads"):
+        expected_shapes(tiny_config("qwen2") | {"num_key_value_heads": None}, "config.json")
