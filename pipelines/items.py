@@ -58,20 +58,20 @@ class Item:
 
 
 @dataclass(frozen=True)
-class UnitView:
-    """The weights of one unit, with the unit itself in `meta`."""
+class PartView:
+    """Some weights of a model, and in `meta` what part of it they are: a `block` or a `unit`."""
 
     weights: Handle
-    unit: Unit
+    about: Mapping[str, Any]
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """The model's meta and `unit`."""
-        return {**self.weights.meta, "unit": self.unit.model_dump(mode="json")}
+        """The model's meta and what the part is."""
+        return {**self.weights.meta, **self.about}
 
     @property
     def tensors(self) -> Mapping[str, Any]:
-        """The unit's weights by full name."""
+        """The part's weights by full name."""
         return self.weights.tensors
 
     @property
@@ -86,8 +86,8 @@ class UnitView:
 
     @property
     def digest(self) -> str:
-        """Of the weights, and of the unit's own description: names enter what is stored."""
-        return digest_of({"weights": self.weights.digest, "unit": self.unit.model_dump(mode="json")})
+        """Of the weights and of the part's description: its names enter what is stored."""
+        return digest_of({"weights": self.weights.digest, **self.about})
 
 
 def part(handle: Any, view: View, place: Place) -> Handle:
@@ -98,10 +98,12 @@ def part(handle: Any, view: View, place: Place) -> Handle:
         case "structure":
             return handle.view([])  # type: ignore[no-any-return]
         case "block":
-            return handle.view(_block_names(handle, place.block or 0))  # type: ignore[no-any-return]
+            block = place.block or 0
+            return PartView(handle.view(_block_names(handle, block)), {"block": block})
         case "unit":
             assert place.unit is not None
-            return UnitView(handle.view([f"{m}.weight" for m in place.unit.members]), place.unit)
+            names = [f"{m}.weight" for m in place.unit.members]
+            return PartView(handle.view(names), {"unit": place.unit.model_dump(mode="json")})
         case "child":
             return handle.children[_child(handle, place)]  # type: ignore[no-any-return]
         case "whole":

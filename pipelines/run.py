@@ -195,7 +195,7 @@ class Runner:
         self.place.cache.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="step-", dir=self.place.cache))
         try:
-            env = Env(self.place.device, scratch, progress or (lambda done, total, what: None), MEMO)
+            env = Env(_device(self.place.device), scratch, progress or (lambda done, total, what: None), MEMO)
             returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
             digests = {port: self.store.artifacts.save_value(out, move=True) for port, out in returned.items()}
         finally:
@@ -229,6 +229,19 @@ class Runner:
         if step is not None and step.carry is not None:
             for ports in state.outputs.values():
                 self.store.artifacts.discard(ports[step.carry])
+
+
+def _device(asked: str) -> str:
+    """`auto` is cuda when there is one; asking for a cuda that is not there is an error."""
+    if asked == "cpu":
+        return asked
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise InputError("no CUDA device", where="--device", got=asked, wanted="cpu or auto", fix="use --device auto")
+    return "cpu"
 
 
 def _source_ports(bound: Bound) -> list[str]:

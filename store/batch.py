@@ -102,22 +102,29 @@ class Batch:
         action()
 
     def _commit(self) -> dict[str, bool]:
-        """Sync all, name the early ones, sync their folders, then the same for the late ones."""
+        """Sync the early ones, name them, sync their folders; only then name the late ones.
+
+        Late ones are not synced: they check themselves, and one that a power cut takes is only computed again.
+        """
         named: dict[str, bool] = {}
         try:
-            sync([each.temporary for each in self._waiting.values()])
-            for late in (False, True):
-                touched: set[Path] = set()
-                for path, each in self._waiting.items():
-                    if each.late is late:
-                        final = self.root / path
-                        touched |= make_folder(final.parent) | {final.parent}
-                        named[path] = _name(each, final)
-                sync(touched)
+            sync([each.temporary for each in self._waiting.values() if not each.late])
+            sync(self._name_all(False, named))
+            self._name_all(True, named)
         finally:
             for each in self._waiting.values():
                 each.temporary.unlink(missing_ok=True)
         return named
+
+    def _name_all(self, late: bool, named: dict[str, bool]) -> set[Path]:
+        """Name the early or the late ones; returns the folders whose listing changed."""
+        touched: set[Path] = set()
+        for path, each in self._waiting.items():
+            if each.late is late:
+                final = self.root / path
+                touched |= make_folder(final.parent) | {final.parent}
+                named[path] = _name(each, final)
+        return touched
 
 
 def _taken(waiting: Waiting, final: Path) -> bool:

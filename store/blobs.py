@@ -1,4 +1,4 @@
-"""Blobs: content under the sha256 of itself, `ab/cdef...` below one prefix of a folder, verified whenever it is read."""
+"""Blobs: content under the sha256 of itself, `ab/cdef...` below a prefix of a folder, verified whenever it is read."""
 
 from __future__ import annotations
 

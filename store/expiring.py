@@ -32,7 +32,6 @@ class ExpiringLeases:
         self._held: dict[str, _Held] = {}
         self._lock = threading.Lock()
         self._refresher: threading.Thread | None = None
-        self._wake = threading.Event()
 
     def acquire(self, name: str, facts: dict[str, Any]) -> bool:
         """Take a lease unless someone has it; never waits."""
@@ -54,7 +53,6 @@ class ExpiringLeases:
         """Give a lease back; no error if this process does not hold it."""
         with self._lock:
             held = self._held.pop(name, None)
-            self._wake.set()
         if held is None:
             return
         self._folder.replace(held.path, b'{"expires": 0}')
@@ -72,12 +70,11 @@ class ExpiringLeases:
             if facts is not None:
                 yield name, facts
 
-    def forget(self, older_than: float) -> int:
-        """Delete leases that nobody has touched since that time, which must be long ago. Returns how many files."""
-        stale = [entry for entry in self._folder.scan("leases") if entry.modified < older_than]
-        for entry in stale:
-            self._folder.remove(entry.path)
-        return len(stale)
+    def forget(self, older_than: float) -> None:
+        """Delete leases that nobody has touched since that time, which must be long ago."""
+        for entry in list(self._folder.scan("leases")):
+            if entry.modified < older_than:
+                self._folder.remove(entry.path)
 
     def _last(self, name: str) -> Entry | None:
         return max(self._folder.scan(f"leases/{name}"), key=_generation, default=None)
@@ -103,8 +100,7 @@ class ExpiringLeases:
 
     def _refresh(self) -> None:
         while True:
-            self._wake.wait(self._ttl / 3)
-            self._wake.clear()
+            time.sleep(self._ttl / 3)
             with self._lock:
                 if not self._held:
                     self._refresher = None

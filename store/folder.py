@@ -71,7 +71,7 @@ class Folder(Protocol):
         """Create a file if there is none; of any number of racers exactly one is told True."""
 
     def touch(self, path: str, size: int) -> bool:
-        """Mark a file as young, so that a running prune spares it; False if it is absent, torn, or must be rewritten."""
+        """Make a file young, so that a running prune spares it; False if it is absent, torn, or must be rewritten."""
 
     def remove(self, path: str) -> None:
         """Delete a file; no error if it is gone."""

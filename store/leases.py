@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from schemas.errors import InputError
+from store.errors import guard
 from store.expiring import TTL, ExpiringLeases
 from store.folder import Folder
 from store.locks import FileLocks
@@ -44,7 +45,8 @@ class Leases:
         if name in self._leaving:  # released within a batch that is still open
             self._folder.commit()
         own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        return self._kind.acquire(name, own | facts)
+        with guard(self._folder.url):
+            return self._kind.acquire(name, own | facts)
 
     def release(self, name: str) -> None:
         """Give a lease back, once everything that this process has stored is durable."""
@@ -58,6 +60,10 @@ class Leases:
     def holders(self, prefix: str = "") -> dict[str, dict[str, Any]]:
         """Live leases below a prefix, by name: host, pid, since (seconds since 1970), and the holder's own facts."""
         return dict(self._kind.holders(prefix))
+
+    def tidy(self, older_than: float) -> None:
+        """Delete what leases of the dead, and released ones, have left behind, if it is older than that time."""
+        self._kind.forget(older_than)
 
     @contextmanager
     def hold(self, name: str, timeout: float | None = None) -> Iterator[None]:

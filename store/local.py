@@ -39,7 +39,7 @@ class LocalFolder:
         if waiting:
             with suppress(FileNotFoundError):  # it got its name meanwhile
                 return waiting.open("rb")
-        return (self._root / path).open("rb")
+        return open(f"{self._root}/{path}", "rb")
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
         with guard(self.url), self._open(path) as file:

@@ -41,12 +41,16 @@ class FileLocks:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            if not self._lock(file, path):
-                os.close(file)
-                return False
-            if _is(path, file):
+            kept = False
+            try:
+                if not self._lock(file, path):
+                    return False
+                kept = _is(path, file)  # else its holder deleted it between our open and our lock
+            finally:
+                if not kept:
+                    os.close(file)
+            if kept:
                 break
-            os.close(file)  # its holder deleted it between our open and our lock
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(facts).encode(), 0)
         self._files[name] = file
@@ -61,7 +65,6 @@ class FileLocks:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            os.close(file)
             raise InputError(
                 "The store's disk cannot lock files", where=str(path), got=error, fix="mount it with locking (flock)"
             ) from error
@@ -88,6 +91,11 @@ class FileLocks:
                         path.unlink(missing_ok=True)
                 finally:
                     os.close(file)
+
+    def forget(self, older_than: float) -> None:
+        """Delete the files of the dead."""
+        for _ in self.holders(""):
+            pass
 
 
 def _is(path: Path, file: int) -> bool:

@@ -62,7 +62,7 @@ class Store:
         return not outputs or any(not self.artifacts.missing(digest) for digest in outputs.values())
 
     def batch(self) -> AbstractContextManager[None]:
-        """Within it, local writes become durable in groups (64 files or 2 s), and each group before traces that name it.
+        """Within it, local writes become durable in groups (64 files or 2 s), each before the traces that name it.
 
         A tenth of the cost per small file. What a killed process had not committed yet is computed again.
         """
@@ -76,7 +76,8 @@ class Store:
     def running(self, name: str = "") -> Iterator[str]:
         """Say that a build runs, so that prune spares what it may need. Waits for a prune that is under way."""
         lease = f"builds/{uuid.uuid4().hex}"
-        self.leases.acquire(lease, build=name)
+        while not self.leases.acquire(lease, build=name):
+            time.sleep(0.01)  # someone looked at it at the wrong moment
         try:
             while "prune/prune" in self.leases.holders("prune"):
                 time.sleep(0.2)

@@ -22,7 +22,7 @@ READ_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Trace:
-    """`key` is the digest of `document` (step, spec, code, libraries, inputs). `facts` (seconds, created) only inform."""
+    """`key` is the digest of `document` (step, spec, code, libraries, inputs); `facts` (seconds, created) inform."""
 
     key: str
     document: dict[str, Any]

@@ -13,10 +13,11 @@ from store.errors import Unavailable
 
 @dataclass
 class Reached:
-    """Digests of manifests that were read, of manifests that could not be, and of the objects that they name."""
+    """Digests: manifests that were read, those that could not be (`bad`: damaged), and the objects that they name."""
 
     manifests: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)
+    bad: set[str] = field(default_factory=set)
     objects: set[str] = field(default_factory=set)
 
 
@@ -25,7 +26,7 @@ def walk(manifests: Blobs, roots: Iterable[str], *, deep: bool = True) -> Reache
     reached, level = Reached(), set(roots)
     while level:
         following: set[str] = set()
-        for digest, data in _read(manifests, level).items():
+        for digest, data in _read(manifests, level, reached.bad).items():
             if data is None:
                 reached.absent.add(digest)
                 continue
@@ -45,7 +46,7 @@ def parts(manifest: bytes) -> tuple[set[str], set[str]]:
     return objects, set(document["children"].values())
 
 
-def _read(manifests: Blobs, digests: set[str]) -> dict[str, bytes | None]:
+def _read(manifests: Blobs, digests: set[str], bad: set[str]) -> dict[str, bytes | None]:
     paths = {manifests.path(digest): digest for digest in sorted(digests)}
     found: dict[str, bytes | None] = {}
     data = manifests.folder.read_many(paths)
@@ -53,6 +54,7 @@ def _read(manifests: Blobs, digests: set[str]) -> dict[str, bytes | None]:
         read = data.pop(path, None)
         if read is not None and sha256(read) != digest:
             read = _again(manifests, digest)
+            bad |= {digest} if read is None else set()
         found[digest] = read
     return found
 

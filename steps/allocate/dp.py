@@ -24,7 +24,7 @@ def solve(program: Program, relaxed: Relaxed | None = None, incumbent: float = n
     only what cannot fit or is beaten is dropped, and nothing is taken on trust. InputError when states run out.
     """
     value_UC, weight_UC = program.value_UC, program.weight_KUC[0]
-    capacity = float(program.capacity_K[0]) * (1 + ROUNDING)
+    capacity = float(program.capacity_K[0])
     lightest_U = np.where(np.isfinite(value_UC), weight_UC, np.inf).min(axis=1)
     shed = _suffix_sums(lightest_U)
     price = 0.0 if relaxed is None else float(relaxed.price_K[0])

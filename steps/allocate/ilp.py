@@ -74,7 +74,7 @@ def solve(program: Program, open_UC: NDArray[np.bool_], base_U: Choice, spec: IL
     with _quiet():
         model.problem.solve(solver)
     choice_U, status = _read(model, program, base_U)
-    bound = base + _dual_bound(model, gap_abs)
+    bound = -np.inf if choice_U is None else base + _dual_bound(model, gap_abs)
     return Answer(choice_U, str(solver.name), status, bound, len(units), size)
 
 
@@ -134,14 +134,12 @@ def _read(model: _Model, program: Program, base_U: Choice) -> tuple[Choice | Non
 
 
 def _dual_bound(model: _Model, gap_abs: float) -> float:
-    """Proven lower bound relative to the base: HiGHS tells it; of CBC only the requested gap is known."""
+    """Proven lower bound above the base, of an optimal answer: HiGHS tells it; of CBC the gap asked for is known."""
     import pulp
 
     highs = getattr(model.problem, "solverModel", None)
     if highs is not None and hasattr(highs, "getInfo"):
         return float(highs.getInfo().mip_dual_bound) / model.value_scale
-    if model.problem.sol_status != pulp.LpSolutionOptimal:
-        return -np.inf
     return float(pulp.value(model.problem.objective)) / model.value_scale - gap_abs
 
 

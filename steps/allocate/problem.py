@@ -19,7 +19,7 @@ Choice = NDArray[np.intp]
 """Index of the chosen format of each unit, [U]."""
 
 ROUNDING = 1e-9
-"""Relative slack when a sum of floats is compared with a limit; bytes are compared exactly."""
+"""Relative slack of limits on sums of floats; limits on bytes are exact."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Row:
     cost_UC: Floats
     limit: float
     unit: str
+
+    @property
+    def capacity(self) -> float:
+        """The limit that sums are compared with."""
+        return self.limit if self.unit == "bytes" else self.limit * (1 + ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,6 @@ def violations(problem: Problem, choice_U: Choice) -> list[str]:
             wrong.append(f"predicted KL {score}, limit {problem.limit_score}")
     for row in problem.rows:
         used = math.fsum(row.cost_UC[index, choice_U].tolist())
-        if used > row.limit * (1 + ROUNDING):
+        if used > row.capacity:
             wrong.append(f"{row.name}: {used} {row.unit}, limit {row.limit}")
     return wrong

@@ -16,7 +16,10 @@ from steps.allocate.problem import ROUNDING, Choice, Floats, Problem
 
 @dataclass(frozen=True)
 class Program:
-    """A multiple-choice knapsack. value_UC is infinite where a format is not allowed; weight_KUC is always finite."""
+    """A multiple-choice knapsack. value_UC is infinite where a format is not allowed; weight_KUC is always finite.
+
+    Capacities of weights that are not whole numbers already contain the slack for rounding.
+    """
 
     value_UC: Floats
     weight_KUC: Floats
@@ -32,8 +35,8 @@ class Program:
         return np.array([math.fsum(row) for row in chosen_KU.tolist()])
 
     def fits(self, choice_U: Choice) -> bool:
-        """Whether every limit holds, up to the rounding of float sums."""
-        return bool(np.all(self.used(choice_U) <= self.capacity_K * (1 + ROUNDING)))
+        """Whether every limit holds."""
+        return bool(np.all(self.used(choice_U) <= self.capacity_K))
 
 
 def program_of(problem: Problem) -> Program:
@@ -47,11 +50,11 @@ def program_of(problem: Problem) -> Program:
         limit = problem.limit_bytes if problem.limit_bytes is not None else int(problem.bytes_UC.max(1).sum())
         value_UC, weight_UC, capacity = score_UC, bytes_UC, float(limit)
     else:
-        value_UC, weight_UC, capacity = bytes_UC, score_UC, problem.limit_score
+        value_UC, weight_UC, capacity = bytes_UC, score_UC, problem.limit_score * (1 + ROUNDING)
     return Program(
         np.where(problem.allowed_UC, value_UC, np.inf),
         np.stack([weight_UC, *(row.cost_UC for row in problem.rows)]),
-        np.array([capacity, *(row.limit for row in problem.rows)], dtype=np.float64),
+        np.array([capacity, *(row.capacity for row in problem.rows)], dtype=np.float64),
     )
 
 

@@ -33,7 +33,7 @@ def snapshot(source: str, revision: str | None) -> Path:
     if not any(f.endswith(".safetensors") and "/" not in f for f in files):
         raise no_safetensors(where, files)
     try:
-        return Path(snapshot_download(source, revision=info.sha, **filters))
+        return Path(snapshot_download(source, revision=revision, **filters))  # by name, so that it is found offline
     except Exception as error:
         raise _unavailable(where, error) from error
 

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/memory.py
 
-Each model runs in a process of its own; its weights exist only while they are read. Measured (blocks of 52 MiB in fp32,
-one thread, MiB by which the peak exceeds the peak of one block): 4 blocks 36, 8 blocks 19, 16 blocks 60, 40 blocks 46 (of
-2,080); with MALLOC_MMAP_THRESHOLD_=131072 16 blocks 9: the rest is the C heap's fragmentation.
+Each model runs in a process of its own; its weights exist only while they are read. Measured with blocks of 52 MiB in
+fp32 on one thread, MiB by which the peak exceeds the peak of one block: 4 blocks 36, 8 blocks 19, 16 blocks 60, 40
+blocks 46 (of 2,080 in all). With MALLOC_MMAP_THRESHOLD_=131072, 16 blocks 9: the rest is fragmentation of the C heap.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from pipelines import code_id
 from pipelines.code_id import closure, closure_digest, code_of, module_digest
 
@@ -38,7 +39,13 @@ def tree(tmp_path: Path) -> Callable[[str, str], str]:
 
 
 def test_the_closure_follows_lazy_and_plain_imports(tree: Callable[[str, str], str], tmp_path: Path) -> None:
-    assert set(closure("steps.entry", tmp_path)) >= {"steps.entry", "steps.near", "steps.far", "steps.lazy", "schemas.spec"}
+    assert set(closure("steps.entry", tmp_path)) >= {
+        "steps.entry",
+        "steps.near",
+        "steps.far",
+        "steps.lazy",
+        "schemas.spec",
+    }
     assert "steps.other" not in closure("steps.entry", tmp_path)
 
 

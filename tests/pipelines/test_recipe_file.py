@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from pipelines.expand import expand
 from pipelines.graph import bind
 from pipelines.recipe_file import SHIPPED, find_recipe, load_recipe, override, parse_assignment, parse_recipe
@@ -40,9 +41,7 @@ def test_every_shipped_recipe_parses_and_its_edges_type_check(path: Path) -> Non
 
 def test_the_explicit_form_round_trips_through_yaml() -> None:
     explicit = expand(demo(), lambda source: META)
-    flat = {
-        name: {**node.spec.model_dump(mode="json"), "inputs": node.inputs} for name, node in explicit.nodes.items()
-    }
+    flat = {name: {**node.spec.model_dump(mode="json"), "inputs": node.inputs} for name, node in explicit.nodes.items()}
     text = yaml.safe_dump({"name": explicit.name, "nodes": flat})
     assert parse_recipe(yaml.safe_load(text), "here") == explicit
 

@@ -1,0 +1,190 @@
+"""What is computed, what is not, and what comes back after damage: real steps on a tiny model, without Prefect."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builds import open_build, run_build, write_text
+from checkpoints import edit_json, edit_tensors
+from safetensors.torch import load_file
+
+from pipelines.assemble import Run, assemble
+from pipelines.commands.explain import explanations
+from pipelines.drive import Built, drive
+from pipelines.items import independent_items
+from pipelines.run import Runner
+from schemas.errors import InputError
+from schemas.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Built]:
+    folder = tmp_path_factory.mktemp("base") / "first"
+    return folder, run_build(open_build(folder))
+
+
+@pytest.fixture
+def copy(base: tuple[Path, Built], tmp_path: Path) -> Path:
+    """The finished build's folder, model, texts and store under another path."""
+    return Path(shutil.copytree(base[0], tmp_path / "elsewhere"))
+
+
+def computed(built: Built) -> dict[str, int]:
+    return {r.id: r.units_computed for r in built.rows if r.units_computed}
+
+
+def test_a_build_ends_in_a_report_whose_bytes_are_as_predicted(base: tuple[Path, Built]) -> None:
+    folder, built = base
+    report = assemble(open_build(folder).runner, built, Run(1.0, "here"))
+    assert report.bytes.predicted == report.bytes.actual
+    assert report.bpw.linear <= 3.8
+    assert {g.name for g in report.gates} >= {"weights_match", "size_as_predicted"} and report.passed
+    assert len(report.allocation) == 8
+    candidates = next(r for r in report.nodes if r.id == "candidates")
+    assert (candidates.status, candidates.units_computed) == ("computed", 32)
+
+
+def test_a_second_run_computes_nothing_wherever_the_files_are(base: tuple[Path, Built], copy: Path) -> None:
+    (copy / "model").rename(copy / "renamed")
+    again = run_build(open_build(copy, model={"source": str(copy / "renamed")}))
+    assert computed(again) == {} and again.outputs == base[1].outputs
+
+
+def test_renaming_the_recipe_or_a_node_computes_nothing(copy: Path) -> None:
+    build = open_build(copy, name="other")
+    nodes = {("zeta" if k == "candidates" else k): v for k, v in build.recipe.nodes.items()}
+    swapped = {
+        k: v.model_copy(update={"inputs": {p: e.replace("candidates", "zeta") for p, e in v.inputs.items()}})
+        for k, v in nodes.items()
+    }
+    runner = Runner(Recipe(name="renamed", nodes=swapped), build.runner.store, build.runner.place)
+    assert computed(drive(runner, runner.execute)) == {}
+
+
+def test_another_budget_quantizes_and_scores_nothing(copy: Path) -> None:
+    done = computed(run_build(open_build(copy, budget={"bits_per_weight": 3.0})))
+    assert "candidates" not in done and "scores" not in done and "statistics" not in done
+    assert {"plan", "packed", "verdict"} <= done.keys()
+
+
+def test_one_more_format_computes_that_format_alone(copy: Path) -> None:
+    done = computed(run_build(open_build(copy, formats=["int2-g32", "int3-g32", "int4-g64", "int8-g64", "int5-g64"])))
+    assert done["candidates"] == 8 and done["scores"] == 8
+
+
+def change_weight(folder: Path, name: str) -> None:
+    """Nudge one weight of one tensor, whichever shard it is in."""
+    for shard in folder.glob("*.safetensors"):
+        tensors = load_file(shard)
+        if name in tensors:
+            changed = tensors[name].clone()
+            changed[0, 0] += 0.25
+            edit_tensors(shard, {name: changed})
+
+
+@pytest.mark.parametrize(
+    ("name", "statistics", "candidates"),
+    [
+        # The last block's down projection feeds no Hessian: its own four formats, nothing else.
+        ("model.layers.1.mlp.down_proj.weight", 1, 4),
+        # The first block's query projection moves everything behind it; its own input stays.
+        ("model.layers.0.self_attn.q_proj.weight", 2, 32),
+    ],
+)
+def test_one_changed_weight_computes_exactly_what_depends_on_it(
+    copy: Path, name: str, statistics: int, candidates: int
+) -> None:
+    change_weight(copy / "model", name)
+    done = computed(run_build(open_build(copy)))
+    assert (done["statistics"], done["candidates"]) == (statistics, candidates)
+    assert "calibration" not in done
+
+
+def test_evaluation_text_touches_nothing_that_was_learned(copy: Path) -> None:
+    write_text(copy / "evaluate.jsonl", 8, 99)
+    done = computed(run_build(open_build(copy)))
+    assert {"evaluation", "reference", "verdict"} <= done.keys()
+    assert not {"statistics", "candidates", "scores", "plan", "packed"} & done.keys()
+
+
+def test_calibration_text_that_is_not_used_computes_nothing_behind_the_windows(copy: Path) -> None:
+    with (copy / "calibrate.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "another"}) + "\n")
+    done = computed(run_build(open_build(copy)))
+    assert "calibration" in done  # the windows are cut again ...
+    assert "evaluation" not in done
+
+
+def test_a_library_version_changes_the_keys_of_the_steps_that_declare_it(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import items
+
+    real = items.library_version
+    monkeypatch.setattr(items, "library_version", lambda name: "0.0" if name == "highspy" else real(name))
+    done = computed(run_build(open_build(copy)))
+    assert set(done) == {"plan"}  # the same plan comes out, so nothing behind it runs
+
+
+def objects(folder: Path) -> list[Path]:
+    return sorted(p for p in (folder / "state/store/objects").rglob("*") if p.is_file())
+
+
+def test_lost_and_damaged_objects_are_made_again_and_the_result_is_the_same(
+    base: tuple[Path, Built], copy: Path
+) -> None:
+    for number, path in enumerate(objects(copy)):
+        if number % 3 == 0:
+            path.chmod(0o644)
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 4
+            path.write_bytes(data)
+        elif number % 3 == 1:
+            path.unlink()
+    other = run_build(open_build(copy, budget={"bits_per_weight": 3.0}))
+    untouched = run_build(open_build(base[0], budget={"bits_per_weight": 3.0}))
+    assert other.outputs["packed"] == untouched.outputs["packed"]
+    assert other.outputs["plan"] == untouched.outputs["plan"]
+
+
+def test_scratch_between_blocks_is_cleaned_and_made_again_when_needed(copy: Path) -> None:
+    build = open_build(copy)
+    bound = build.runner.by_id["statistics"]
+    outputs = run_build(build).outputs
+    state = build.runner.state(bound, outputs)
+    carried = {ports["hidden"] for ports in state.outputs.values()}
+    assert any(build.runner.store.artifacts.missing(d) for d in carried)
+    change_weight(copy / "model", "model.layers.1.self_attn.q_proj.weight")
+    assert computed(run_build(open_build(copy)))["statistics"] == 1
+
+
+def test_explain_names_the_field_that_changed(copy: Path) -> None:
+    lines = dict(explanations(open_build(copy, rounding={"solver": {"kind": "feedback", "damping": 0.05}})))
+    assert lines["statistics"][0].startswith("cached")
+    assert "32 of 32 items have to run" in lines["candidates"][0]
+    assert any("spec.rounding.solver.damping: 0.01 -> 0.05" in line for line in lines["candidates"])
+    assert lines["plan"][0].startswith("waits for")
+
+
+def test_every_field_of_a_candidate_spec_changes_its_key(copy: Path) -> None:
+    def keys(**changes: Any) -> set[str]:
+        build = open_build(copy, **changes)
+        built = run_build(build) if not changes else None
+        bound = build.runner.by_id["candidates"]
+        outputs = built.outputs if built else run_build(open_build(copy)).outputs
+        return {i.key for i in independent_items(bound, build.runner.handles(bound, outputs))}
+
+    plain = keys()
+    for solver in ({"damping": 0.02}, {"act_order": False}, {"block_size": 64}, {"retries": 1}):
+        assert not plain & keys(rounding={"solver": {"kind": "feedback", **solver}})
+
+
+def test_a_source_that_changes_while_the_build_runs_is_refused(copy: Path) -> None:
+    build = open_build(copy)
+    outputs = run_build(build).outputs
+    edit_json(copy / "model" / "config.json", rms_norm_eps=1e-4)
+    fresh = open_build(copy)
+    with pytest.raises(InputError, match="changed"):
+        fresh.runner.handles(fresh.runner.by_id["statistics"], outputs)
