@@ -60,11 +60,13 @@ def lives(handle: Handle) -> bool:
 
 
 def stop(handles: Iterable[Handle], patience: float) -> None:
-    """SIGTERM each process and all below it, wait up to `patience` seconds, SIGKILL what is left."""
-    tree: list[Any] = []
-    for process in filter(None, map(_find, handles)):
-        tree += [process, *_descendants(process)]
-    _end(tree, patience)
+    """SIGTERM, up to `patience` seconds, then SIGKILL: first what is below the processes, then they themselves.
+
+    In this order a flow run can still tell the server that it ends: it becomes Crashed.
+    """
+    processes = [process for process in map(_find, handles) if process is not None]
+    _end([below for process in processes for below in _descendants(process)], patience)
+    _end([p for process in processes for p in (process, *_descendants(process))], patience)
 
 
 def sweep(mark: str) -> None:

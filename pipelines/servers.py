@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ POOL = "bitsmith"
 HEARTBEAT_SECONDS, MISSED_AFTER_SECONDS = 30, 90
 """A run whose process died under a dead worker would stay Running for good; three missed heartbeats make it Crashed."""
 
+_ATTEMPTS = 6
 _RUN_ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "AwaitingRetry")
 CURE: dict[str, Any] = {
     "name": "bitsmith-dead-runs",
@@ -63,6 +65,7 @@ def environment(folder: Path, root: Path, mark: str, api: str) -> dict[str, str]
     changes = {
         **prefect_settings(folder, api),
         "PREFECT_UI_STATIC_DIRECTORY": str(folder.absolute() / "prefect" / "ui"),
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "BITSMITH_HOME": str(folder.absolute()),
         "PYTHONPATH": str(root.absolute()),
@@ -134,18 +137,26 @@ def deploy(root: Path, settings: Mapping[str, str], log: Path) -> None:
 
 
 def call(api: str, path: str, body: Mapping[str, Any], method: str = "POST") -> Any:
-    """One request to Prefect's API with a JSON body; its JSON answer."""
+    """One request to Prefect's API with a JSON body; its JSON answer.
+
+    503 is what the server says while its SQLite file is locked by another request: such a one is sent again.
+    """
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(api + path, json.dumps(body).encode(), headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            text = reply.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            raise InputError("Prefect refused a request", where=api + path, got=error.read().decode()[:500]) from error
-    except OSError as error:
-        raise InputError("Prefect does not answer", where=api + path, got=str(error)) from error
-    return json.loads(text) if text else None
+    for attempt in reversed(range(_ATTEMPTS)):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                text = reply.read()
+            return json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read().decode(errors="replace")[:500]
+            if error.code != 503 or not attempt:
+                raise InputError("Prefect refused a request", where=api + path, got=f"{error.code} {said}") from error
+            time.sleep(1)
+        except OSError as error:
+            raise InputError("Prefect does not answer", where=api + path, got=error) from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 def tail(log: Path, lines: int = 15) -> str:

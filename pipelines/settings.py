@@ -51,5 +51,7 @@ def prefect_environment(where: Settings) -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # The first start in a new home creates a database: 25 s on an idle two-core machine, more on a busy one.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     if where.prefect_api:
         os.environ.setdefault("PREFECT_API_URL", where.prefect_api)

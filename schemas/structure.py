@@ -58,6 +58,8 @@ def sizes(config: Mapping[str, Any], where: str) -> Sizes:
     """Dimensions read from a supported config; InputError names the field that is missing or impossible."""
     check_supported(config, where)
     fields = {name: _positive(config, name, where) for name in _SIZES}
+    if config.get("sliding_window") is not None:
+        _positive(config, "sliding_window", where)
     heads = fields["num_attention_heads"]
     groups = _positive(config, "num_key_value_heads", where, heads if config["model_type"] == "llama" else None)
     implied = QWEN3_HEAD_DIM if config["model_type"] == "qwen3" else fields["hidden_size"] // heads

@@ -154,8 +154,10 @@ class Blobs:
         return entry.size
 
     def delete(self, digest: str) -> None:
-        """Remove an object; no error if it is gone."""
+        """Remove an object, and its copy in the cache of this machine; no error if it is gone."""
         self._verified.discard(digest)
+        if self.cache:
+            self.cache.drop(digest)
         self.folder.remove(self.path(digest))
 
     def list(self) -> Iterator[tuple[str, Entry]]:

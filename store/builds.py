@@ -45,7 +45,7 @@ class Builds:
     def list(self) -> tuple[Build, ...]:
         """All sound records, newest first."""
         entries = sorted(self.folder.scan("builds"), key=lambda each: -each.modified)
-        found = records.read_records(self.folder, [each.path for each in entries])
+        found = dict(records.read_records(self.folder, [each.path for each in entries]))
         promoted = self._promoted()
         return tuple(
             Build(name, each.modified, name in promoted, found[each.path])
@@ -94,7 +94,7 @@ class Builds:
     def pins(self) -> dict[str, str]:
         """Pinned digests by name."""
         found = records.read_records(self.folder, [entry.path for entry in self.folder.scan("pins")])
-        return {path.removeprefix("pins/"): record["digest"] for path, record in found.items()}
+        return {path.removeprefix("pins/"): record["digest"] for path, record in found}
 
     def _pin(self, name: str) -> str:
         if not _NAME.fullmatch(name):

@@ -70,6 +70,11 @@ class Cache:
             self.trim()
         return True
 
+    def drop(self, digest: str) -> None:
+        """Forget a copy."""
+        self._verified.discard(digest)
+        self._at(digest).unlink(missing_ok=True)
+
     def trim(self) -> None:
         """Drop the least recently used copies until nine tenths of the limit are left."""
         self._added = 0

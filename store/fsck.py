@@ -11,9 +11,9 @@ from schemas.base import digest_of
 from store.blobs import Blobs
 from store.errors import Unavailable
 from store.open import Store
-from store.records import decode, read_record
+from store.records import decode, is_sound, read_files
 from store.remote import THREADS
-from store.verified import quarantine
+from store.verified import quarantine, read_verified
 from store.walk import parts
 
 LOCAL_THREADS = 4
@@ -21,10 +21,11 @@ LOCAL_THREADS = 4
 
 @dataclass(frozen=True)
 class Checked:
-    """What fsck found. `bad`: paths of damaged files (in quarantine now, if repaired).
+    """What fsck found.
 
-    `incomplete`: artifacts that lack parts. `dangling`: keys of traces none of whose outputs is whole; their steps run
-    again. `conflicts`: keys for which a step once gave another result. `quarantined`: files in quarantine, old ones too.
+    `bad`: paths of damaged files, in quarantine now if repaired. `dangling`: keys of traces none of whose outputs is
+    whole; their steps run again. `incomplete`: artifacts that lack parts, as discarded scratch does. `conflicts`: keys
+    for which a step once gave another result. `quarantined`: how many files are in quarantine, old ones included.
     """
 
     files: int
@@ -37,8 +38,8 @@ class Checked:
 
     @property
     def sound(self) -> bool:
-        """Nothing is damaged or lacking."""
-        return not (self.bad or self.incomplete or self.dangling)
+        """Nothing is damaged, and every trace leads to something."""
+        return not (self.bad or self.dangling)
 
 
 def fsck(store: Store, *, repair: bool = True) -> Checked:
@@ -49,7 +50,7 @@ def fsck(store: Store, *, repair: bool = True) -> Checked:
     bad = [store.blobs.path(digest) for digest, sound in objects.items() if not sound]
     bad += [store.artifacts.manifests.path(digest) for digest, sound in manifests.items() if not sound]
     records = [entry.path for prefix in ("traces", "builds", "promoted", "pins") for entry in store.folder.scan(prefix)]
-    bad += [path for path in records if not _record_is_sound(store, path)]
+    bad += [path for path, data in read_files(store.folder, records) if not _record_is_sound(store, path, data)]
     if repair:
         for path in bad:
             quarantine(store.folder, path)
@@ -80,25 +81,23 @@ def _content(blobs: Blobs, digest: str) -> tuple[str, bool]:
         return digest, True
 
 
-def _record_is_sound(store: Store, path: str) -> bool:
+def _record_is_sound(store: Store, path: str, data: bytes) -> bool:
     """Whether a record is what was written, and a trace the one of its key."""
-    data = store.folder.read_many([path]).get(path)
-    if data is None:
-        return True
     record = decode(data)
-    if record is None and store.folder.root is None:
-        record = read_record(store.folder, path)  # perhaps only the transfer was torn
+    if record is None:
+        again = read_verified(store.folder, path, is_sound)  # perhaps only the transfer was torn
+        record = decode(again) if again else None
     if record is None or not path.startswith("traces/"):
         return record is not None
-    key = record.get("key", "")
-    return key == digest_of(record.get("document")) and store.traces.path(key) == path
+    key = record["key"]
+    return bool(key == digest_of(record["document"]) and store.traces.path(key) == path)
 
 
 def _whole(store: Store, manifests: Iterable[str], objects: set[str]) -> set[str]:
     """The artifacts that have all their objects and all their parts."""
     blobs = store.artifacts.manifests
-    data = store.folder.read_many(blobs.path(digest) for digest in manifests)
-    needs = {digest: parts(data[path]) for digest in manifests if (path := blobs.path(digest)) in data}
+    names = {blobs.path(digest): digest for digest in manifests}
+    needs = {names[path]: parts(data) for path, data in read_files(store.folder, names)}
     whole = {digest for digest, (own, _) in needs.items() if own <= objects}
     while lacking := {digest for digest in whole if not needs[digest][1] <= whole}:
         whole -= lacking

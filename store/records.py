@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from schemas.base import canonical_json
@@ -12,6 +14,7 @@ from store.folder import Folder
 from store.verified import quarantine, read_verified
 
 _HEAD, _MIDDLE, _TAIL = b'{"sha256":"', b'","record":', b"}\n"
+READ_AT_ONCE = 1000
 _BODY = len(_HEAD) + 64 + len(_MIDDLE)
 
 
@@ -45,11 +48,16 @@ def read_record(folder: Folder, path: str) -> dict[str, Any] | None:
     return None
 
 
-def read_records(folder: Folder, paths: list[str]) -> dict[str, dict[str, Any]]:
-    """The records in those of the files that exist and are sound, fetched together."""
-    found: dict[str, dict[str, Any]] = {}
-    for path, data in folder.read_many(paths).items():
+def read_files(folder: Folder, paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Paths and contents of those of the files that exist, some hundreds per batch of requests."""
+    rest = iter(paths)
+    while batch := list(islice(rest, READ_AT_ONCE)):
+        yield from folder.read_many(batch).items()
+
+
+def read_records(folder: Folder, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Paths and records of those of the files that exist and are sound. Bad ones are quarantined."""
+    for path, data in read_files(folder, paths):
         record = decode(data) or read_record(folder, path)
         if record is not None:
-            found[path] = record
-    return found
+            yield path, record

@@ -17,8 +17,6 @@ from store.digest import is_digest
 from store.folder import Entry, Folder
 from store.verified import quarantine
 
-READ_AT_ONCE = 1000
-
 
 @dataclass(frozen=True)
 class Trace:
@@ -70,14 +68,12 @@ class Traces:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Trace]:
         """Those of the keys that have a sound trace, fetched together."""
-        return {trace.key: trace for trace in self._read([self.path(key) for key in keys])}
+        return {trace.key: trace for trace in self._read(self.path(key) for key in keys)}
 
-    def _read(self, paths: list[str]) -> Iterator[Trace]:
-        for start in range(0, len(paths), READ_AT_ONCE):
-            found = records.read_records(self.folder, paths[start : start + READ_AT_ONCE])
-            for path, record in found.items():
-                if path == self.path(record["key"]):
-                    yield Trace(record["key"], record["document"], record["outputs"], record["facts"])
+    def _read(self, paths: Iterable[str]) -> Iterator[Trace]:
+        for path, record in records.read_records(self.folder, paths):
+            if path == self.path(record["key"]):
+                yield Trace(record["key"], record["document"], record["outputs"], record["facts"])
 
     def path(self, key: str) -> str:
         """Where a trace is below the folder."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from models import tiny_tokens, tiny_value, write_model
+from stores import moto_server
 
 from steps.step import Output
 
@@ -27,3 +30,10 @@ def tokens() -> Output:
 def tiny_folder(tmp_path: Path) -> Path:
     """The Hugging Face folder of a random 3-block Llama in bf16, tied, in two shards, with a tokenizer."""
     return write_model(tmp_path / "tiny", tiny_value(tied=True, dtype=torch.bfloat16), shards=2)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, Any]]:
+    """Options to open `s3://bitsmith/...` on a loopback server."""
+    with moto_server() as options:
+        yield options

@@ -63,10 +63,18 @@ def shadow_price(problem: Problem, solution: Solution) -> dict[str, Any]:
     if problem.limit_score is not None:
         price = 1.0 / price if price > 0 else 0.0
     if price <= 0 or (problem.limit_score is None and problem.limit_bytes is None):
-        return {"kl_per_byte": 0.0, "text": "the limit does not bind: more bytes buy nothing"}
+        return {"kl_per_byte": 0.0, "text": _nothing(problem, solution)}
     amount = 10.0 ** math.floor(math.log10(max(problem.bytes_of(solution.choice_U) / 100, 1.0)))
     unit, size = next((u, s) for u, s in UNITS if amount >= s)
     return {"kl_per_byte": price, "text": f"{amount / size:.0f} {unit} more buys {price * amount:.2g} KL"}
+
+
+def _nothing(problem: Problem, solution: Solution) -> str:
+    prices = solution.relaxed.price_K[1:].tolist()
+    others = [row.name for row, price in zip(problem.rows, prices, strict=True) if price > 0]
+    if others:
+        return f"not the size of the whole binds, but {', '.join(others)}"
+    return "the limit does not bind: more bytes buy nothing"
 
 
 def baselines(planned: Planned, seed: int) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def test_same_parameters_as_transformers(family: str, changes: dict[str, Any]) -
         ({"hidden_size": "32"}, "bad config field hidden_size"),
         ({"vocab_size": True}, "bad config field vocab_size"),
         ({"num_hidden_layers": 10**9}, "bad config field num_hidden_layers"),
+        ({"sliding_window": "4k"}, "bad config field sliding_window"),
         ({"num_key_value_heads": 3}, "impossible attention sizes"),
         ({"head_dim": 7}, "impossible attention sizes"),
     ],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import edit_json, edit_tensors, read_header, write_checkpoint, write_raw
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from schemas.calibrate import ModelSource
 from schemas.errors import InputError
@@ -228,3 +231,20 @@ def test_places_that_are_not_models(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path / "empty", "no config.json")
     with pytest.raises(InputError, match="a revision was given for a folder"):
         open_model(ModelSource(step="model", source=str(folder), revision="main"))
+
+
+SPLINTERS = (b"9" * 20, b'"', b"null", b"[", b'{"a":', b"-1", b"1e999", b"true", b"\xff", b"\0", b"")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_damage_opens_or_gives_an_input_error(folder: Path, data: st.DataObject) -> None:
+    """Splinters of JSON put over the config and the header, anywhere: no other exception, no hang, no memory."""
+    path = folder / data.draw(st.sampled_from(["config.json", "model.safetensors"]))
+    whole = path.read_bytes()
+    position = data.draw(st.integers(0, min(len(whole), 3000)))
+    skipped = data.draw(st.integers(0, 5))
+    path.write_bytes(whole[:position] + data.draw(st.sampled_from(SPLINTERS)) + whole[position + skipped :])
+    with suppress(InputError):
+        open_model(ModelSource(step="model", source=str(folder)))
+    path.write_bytes(whole)

@@ -60,7 +60,7 @@ def test_pieces_join_to_the_text(text: str, size: int) -> None:
         ("aaaa\r\n\r\nbbbb", ["aaaa\r\n\r\n", "bbbb"]),
         ("aaaaa\nbbbb", ["aaaaa\n", "bbbb"]),
         ("aaaaa bbbb", ["aaaaa ", "bbbb"]),
-        ("aaaaaaaaaa", ["aaaa", "aaaa", "aa"]),
+        ("aaaaaaaaaa", ["aaaa", "aaaaaa"]),
     ],
 )
 def test_cuts_prefer_paragraphs_then_lines_then_words(text: str, pieces: list[str]) -> None:

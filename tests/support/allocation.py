@@ -1,4 +1,4 @@
-"""Allocation problems: random, realistic and hand-made, and the step inputs of a small model that were never computed."""
+"""Allocation problems: realistic and hand-made, and made-up inputs of the allocate step for a small model."""
 
 from __future__ import annotations
 
@@ -87,11 +87,16 @@ def step_inputs(
         scale = float(rng.lognormal(-2, 1))
         for fmt in offered:
             item = item_name(unit.name, fmt.name)
-            members = {m: {"shape": list(s), "loss": 1.0, "damping": 0.0} for m, s in zip(unit.members, unit.shapes)}
+            members = {
+                m: {"shape": list(s), "loss": 1.0, "damping": 0.0}
+                for m, s in zip(unit.members, unit.shapes, strict=True)
+            }
             mean = scale * 4.0 ** -(fmt.bits + (0.3 if fmt.group_size == 32 else 0.0))
             values = mean * rng.lognormal(0, 0.3, documents)
             score = float(values @ weights / weights.sum())
             facts = {"unit": unit.name, "format": fmt.name, "score": score}
-            candidates[item] = Output(meta={"unit": unit.name, "format": fmt.model_dump(mode="json"), "members": members})
+            candidates[item] = Output(
+                meta={"unit": unit.name, "format": fmt.model_dump(mode="json"), "members": members}
+            )
             scores[item] = Output(meta=facts | {"documents": values.tolist(), "weights": weights.tolist()})
     return {"scores": Output(children=scores), "candidates": Output(children=candidates), "model": whole}

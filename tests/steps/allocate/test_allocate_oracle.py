@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from allocation import brute_force, problem, realistic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from steps.allocate import dp
 from steps.allocate.build import solve
 from steps.allocate.problem import Problem, Row, violations
 from steps.allocate.program import program_of, without_dominated
-from allocation import brute_force, problem, realistic
 
 EXACT: list[Any] = [ILP(kind="ilp", gap=0), Lagrangian(kind="lagrangian"), DynamicProgram(kind="dp")]
 

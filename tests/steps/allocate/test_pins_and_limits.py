@@ -59,7 +59,10 @@ def test_a_pattern_that_matches_nothing_lists_near_matches(pattern: str) -> None
 
 
 def test_pins_combine() -> None:
-    pins = [pin("*.down", formats=["int4-g64", "int6-g64", "int8-row"]), pin("layers.0.*", max_bits=6, exclude=["int4-g64"])]
+    pins = [
+        pin("*.down", formats=["int4-g64", "int6-g64", "int8-row"]),
+        pin("layers.0.*", max_bits=6, exclude=["int4-g64"]),
+    ]
     left = check_pins(UNITS, OFFERED, pins)
     assert left["layers.0.mlp.down"] == ("int6-g64",)
     assert left["layers.1.mlp.down"] == ("int4-g64", "int6-g64", "int8-row")

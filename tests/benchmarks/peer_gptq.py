@@ -1,0 +1,216 @@
+"""Linears per second and output error beside llm-compressor's GPTQ: same model, tokens, machine and threads.
+
+    python tests/benchmarks/peer_gptq.py [--model pipelines/demo/model] [--format int4-g128-sym] [--windows 64]
+        [--length 256] [--threads 1] [--repeat 2] [--env ~/.cache/bitsmith/llmcompressor]
+
+The peer wants other versions of transformers and compressed-tensors than ours, so it gets an environment of its own
+(made with uv on the first run, with the torch of this one). `--model random` makes a small random Llama.
+
+Two times are printed for each side: the whole run (calibration and rounding, the model in memory before it) and the
+rounding alone (scales, factorisation, codes, losses; ours also packs the codes). With one thread they are seconds of
+processor time, in which other programs on the machine do not show; with more, of wall-clock time. Both sides use damping .01, blocks of
+128, static activation order. The peer feeds the rounded blocks' outputs on to the next block; ours is calibrated on the
+original, so that formats do not depend on each other. Error is the mean KL(original || rounded) per held-out token.
+The peer knows no signed scale, so its row is compared with our `-sym` format; our default format is printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from schemas.artifact import Unit
+from schemas.calibrate import Calibrate
+from schemas.quantize import Format, QuantizeUnit, Rounding, parse_format
+from steps.calibrate import statistics
+from steps.model.structure import units
+from steps.quantize import unit as quantize
+from steps.quantize.qtensor import QuantizedTensor
+from steps.step import Env, Output
+
+PEER = "llmcompressor==0.14.0.1"
+BATCH = 16
+HERE = Path(__file__).resolve().parent
+Weights = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds of one side, and the rounded weights by parameter name."""
+
+    total: float
+    solving: float
+    linears: int
+    weights: Weights
+
+
+def peer_python(folder: Path) -> Path:
+    """The interpreter of the peer's environment, made if it is not there; CalledProcessError if it cannot be."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        uv = [str(Path(sys.executable).with_name("uv"))]
+        environment = os.environ | {"UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
+        subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True, env=environment)
+        wanted = [PEER, f"torch=={torch.__version__.split('+')[0]}"]
+        subprocess.run([*uv, "pip", "install", "-q", "--python", str(python), *wanted], check=True, env=environment)
+    return python
+
+
+def random_model(folder: Path) -> Path:
+    """A Llama as small as the demo's, not trained."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "vocab_size": 2048}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "initializer_range": 0.2}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(folder)
+    return folder
+
+
+def windows(model: Path, split: str, count: int, length: int, vocabulary: int) -> torch.Tensor:
+    """Token windows [N, S] int64 of a split of the built-in text; random ones where the folder has no tokenizer."""
+    if not (model / "tokenizer.json").exists():
+        generator = torch.Generator().manual_seed(len(split))
+        return torch.randint(vocabulary, (count, length), generator=generator)
+    from tokenizers import Tokenizer
+
+    lines = (HERE.parents[1] / "pipelines" / "demo" / f"{split}.jsonl").read_text().splitlines()
+    text = "\n".join(json.loads(line)["text"] for line in lines)
+    ids = torch.tensor(Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids)
+    return ids[: len(ids) // length * length].view(-1, length)[:count]
+
+
+def run_peer(python: Path, model: Path, ids_NS: torch.Tensor, form: Format, threads: int) -> Result:
+    """One run of the peer in its own process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_file({"ids_NS": ids_NS}, folder / "tokens.safetensors")
+        task = {"model": str(model), "tokens": str(folder / "tokens.safetensors"), "threads": threads, "batch": BATCH}
+        task |= {"bits": form.bits, "group_size": form.group_size, "block_size": 128, "damping": 0.01}
+        task |= {"weights": str(folder / "weights.safetensors"), "report": str(folder / "report.json")}
+        (folder / "task.json").write_text(json.dumps(task))
+        command = [str(python), str(HERE / "peer_gptq_worker.py"), str(folder / "task.json")]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        environment.pop("PYTHONPATH", None)
+        done = subprocess.run(command, check=False, env=environment, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"the peer failed:\n{done.stderr[-3000:]}")
+        facts = json.loads((folder / "report.json").read_text())
+        if facts["fallbacks"]:
+            print(f"  note: the peer fell back to plain rounding for {facts['fallbacks']} linears")
+        return Result(facts["total"], facts["solving"], facts["linears"], load_file(folder / "weights.safetensors"))
+
+
+def run_ours(
+    config: Mapping[str, Any], tensors: Weights, ids_NS: torch.Tensor, forms: Sequence[Format]
+) -> list[Result]:
+    """Calibrate once, then round every unit to every format; a result per format, calibration counted in each total."""
+    shapes = {n: list(t.shape) for n, t in tensors.items()}
+    counts = {"lengths_N": torch.full((len(ids_NS),), ids_NS.shape[1], dtype=torch.int32)}
+    tokens = Output(tensors={"ids_NS": ids_NS.int(), **counts})
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start, collected, carried = clock(), [], {}
+    for k in range(int(config["num_hidden_layers"])):
+        model = Output(meta={"config": config, "shapes": shapes, "block": k}, tensors=tensors)
+        found = statistics.run(
+            Calibrate(step="calibrate", batch=BATCH), {"model": model, "tokens": tokens, **carried}, Env()
+        )
+        collected.append(found["statistics"])
+        carried = {"hidden": found["hidden"]}
+    calibrating = clock() - start
+    env, seconds, rounded = Env(), dict.fromkeys(forms, 0.0), {form: {} for form in forms}
+    for unit in units(config, {n: tuple(s) for n, s in shapes.items()}):
+        for form in forms:
+            start = clock()
+            item = one(unit, form, config, tensors, collected[unit.block], env)
+            seconds[form] += clock() - start
+            rounded[form] |= {f"{m}.weight": QuantizedTensor.from_value(item, m).dequantize() for m in unit.members}
+    return [Result(calibrating + seconds[f], seconds[f], len(rounded[f]), rounded[f]) for f in forms]
+
+
+def one(unit: Unit, form: Format, config: Mapping[str, Any], tensors: Weights, stats: Output, env: Env) -> Output:
+    """One unit in one format, by the step itself."""
+    model = Output(meta={"unit": unit.model_dump(), "config": config}, tensors=tensors)
+    spec = QuantizeUnit(format=form, rounding=Rounding())
+    return quantize.run(spec, {"model": model, "statistics": stats}, env)["candidates"]
+
+
+def divergence(folder: Path, weights: Weights, ids_NS: torch.Tensor) -> float:
+    """Mean KL(original || rounded) in nats per token."""
+    from transformers import AutoModelForCausalLM
+
+    original = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    changed = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    changed.load_state_dict(dict(weights), strict=False)
+    total = 0.0
+    with torch.no_grad():
+        for ids in ids_NS.split(8):
+            p, q = (m(ids).logits.log_softmax(-1) for m in (original, changed))
+            total += float((p.exp() * (p - q)).sum())
+    return total / ids_NS.numel()
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pipelines/demo/model")
+    parser.add_argument("--format", default="int4-g128-sym")
+    parser.add_argument("--env", type=Path, default=Path.home() / ".cache" / "bitsmith" / "llmcompressor")
+    for name, default in (("windows", 64), ("length", 256), ("threads", 1), ("repeat", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return parser.parse_args()
+
+
+def compare(folder: Path, args: argparse.Namespace) -> None:
+    """Interleaved runs, the fastest of each side; one table."""
+    config = json.loads((folder / "config.json").read_text())
+    tensors = {n: t for path in sorted(folder.glob("*.safetensors")) for n, t in load_file(path).items()}
+    ids = {s: windows(folder, s, args.windows, args.length, config["vocab_size"]) for s in ("calibrate", "evaluate")}
+    form = Format.model_validate(parse_format(args.format))
+    forms = [form, form.model_copy(update={"symmetry": "signed"})]
+    python = peer_python(args.env.expanduser())
+    runs: dict[str, list[Result]] = {}
+    for _ in range(args.repeat):
+        runs.setdefault("llm-compressor", []).append(run_peer(python, folder, ids["calibrate"], form, args.threads))
+        for name, f in (("first format", forms[:1]), ("signed, factor shared", forms)):
+            runs.setdefault(f"bitsmith, {name}", []).append(run_ours(config, tensors, ids["calibrate"], f)[-1])
+    report(folder, ids["evaluate"], runs)
+
+
+def report(folder: Path, ids_NS: torch.Tensor, runs: Mapping[str, Sequence[Result]]) -> None:
+    """Seconds, linears per second, their ratio to the first row, and the error."""
+    base: tuple[float, float] | None = None
+    print(f"{'':34s}{'whole run':>22s}{'rounding alone':>22s}{'speed-up':>18s}{'KL':>10s}")
+    for name, results in runs.items():
+        total, solving = min(r.total for r in results), min(r.solving for r in results)
+        linears = results[0].linears
+        base = base or (total, solving)
+        cells = [f"{s:8.2f} s {linears / s:8.1f}/s" for s in (total, solving)]
+        gain = f"{base[0] / total:7.1f}x {base[1] / solving:7.1f}x"
+        print(
+            f"{name:34s}{cells[0]:>22s}{cells[1]:>22s}{gain:>18s}{divergence(folder, results[0].weights, ids_NS):10.5f}"
+        )
+
+
+def main() -> None:
+    """Run and print."""
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(random_model(Path(scratch)) if args.model == "random" else Path(args.model).resolve(), args)
+
+
+if __name__ == "__main__":
+    main()
