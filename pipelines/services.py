@@ -77,7 +77,7 @@ def running(folder: Path | None = None) -> ServiceState | None:
     return replace(state, services=alive) if alive else None
 
 
-def up(root: Path, folder: Path | None = None, *, say: Say = print, patience: float = 180) -> ServiceState:
+def up(root: Path, folder: Path | None = None, *, say: Say = print, patience: float = 300) -> ServiceState:
     """Start what does not run yet, wait until all of it answers, deploy root/prefect.yaml when there is one.
 
     InputError with the end of the log when a service does not come up within `patience` seconds; then everything
@@ -93,8 +93,11 @@ def up(root: Path, folder: Path | None = None, *, say: Say = print, patience: fl
         try:
             state = _start_missing(state, before, root, say, time.monotonic() + patience)
         except BaseException:
-            new = [s for name, s in _read(folder).services.items() if before.services.get(name) != s]
-            stop([s.handle for s in new], patience=5)
+            now = _read(folder)
+            new = [service for name, service in now.services.items() if before.services.get(name) != service]
+            stop([service.handle for service in new], patience=5)
+            for service in new:
+                now = _with(now, service.name, None)
             raise
     _tell(state, say)
     return state

@@ -34,7 +34,7 @@ class Cache:
         try:
             data = path.read_bytes()
             os.utime(path)
-        except FileNotFoundError:
+        except OSError:
             return None
         if sha256(data) == digest:
             return data

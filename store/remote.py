@@ -24,8 +24,14 @@ from store.retry import TRIES, attempt
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 THREADS = 16
+FIRST_TRIES = 4
+"""A store that has never answered is given up sooner: its address is probably wrong."""
+
 LIST_FROM = 200
 """Asking for so many sizes is slower than listing the whole prefix, a thousand names per request."""
+
+PART = 16 << 20
+"""Bytes per part of an upload to S3; from twice as much on, content travels in parts, several at once."""
 
 YOUNG = 600.0
 """Seconds. An object that is stored again when older is written again, so that a running prune finds it young."""
@@ -38,10 +44,11 @@ class RemoteFolder:
 
     def __init__(self, filesystem: Any, root: str, url: str, tries: int = TRIES) -> None:
         self._fs, self._root, self._url, self._tries = filesystem, root.rstrip("/"), url, tries
+        self._answered = False
         protocol = filesystem.protocol
         names = {protocol} if isinstance(protocol, str) else set(protocol)
         self._is_object_store = bool(names & OBJECT_STORES)
-        self._is_memory = "memory" in names
+        self._is_memory, self._is_s3 = "memory" in names, "s3" in names
         self._exclusive: AbstractContextManager[Any] = _memory_lock if self._is_memory else nullcontext()
 
     @property
@@ -56,7 +63,14 @@ class RemoteFolder:
         return f"{self._root}/{path}"
 
     def _try(self, operation: Callable[[], Any]) -> Any:
-        return attempt(operation, self._url, self._tries)
+        tries = self._tries if self._answered else min(self._tries, FIRST_TRIES)
+        try:
+            result = attempt(operation, self._url, tries)
+        except (FileNotFoundError, FileExistsError):
+            self._answered = True
+            raise
+        self._answered = True
+        return result
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
         def get() -> bytes:
@@ -153,10 +167,11 @@ class RemoteFolder:
             raise
 
     def _put(self, content: Bytes | Path, at: str, mode: str) -> None:
+        parts = {"chunksize": PART} if self._is_s3 else {}
         if isinstance(content, Path) and not self._is_memory:
-            self._fs.put_file(str(content), at, mode=mode)
+            self._fs.put_file(str(content), at, mode=mode, **parts)
         else:
-            self._fs.pipe_file(at, content.read_bytes() if isinstance(content, Path) else content, mode=mode)
+            self._fs.pipe_file(at, content.read_bytes() if isinstance(content, Path) else content, mode=mode, **parts)
 
     def _make_parent(self, at: str) -> None:
         if not self._is_object_store:
@@ -181,7 +196,8 @@ class RemoteFolder:
             self._try(create)
         except FileExistsError:
             # An earlier try may have succeeded and its answer been lost.
-            return tries > 1 and self.read(path) == content
+            entry = self.info(path) if tries > 1 else None
+            return entry is not None and entry.size == len(content) and self.read(path, 0, entry.size) == content
         return True
 
     def touch(self, path: str, size: int) -> bool:
@@ -217,7 +233,9 @@ def open_remote(url: str, options: Mapping[str, Any]) -> RemoteFolder:
     import fsspec
 
     scheme = url.split(":", 1)[0]
-    fresh = {"use_listings_cache": False} if scheme in OBJECT_STORES - {"memory"} else {}
+    fresh: dict[str, Any] = {"use_listings_cache": False} if scheme in OBJECT_STORES - {"memory"} else {}
+    if scheme in {"s3", "s3a"}:
+        fresh["config_kwargs"] = {"retries": {"max_attempts": 1}}  # we try again ourselves
     try:
         filesystem, root = fsspec.url_to_fs(url, **(fresh | dict(options)))
     except (ValueError, ImportError) as error:

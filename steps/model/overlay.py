@@ -24,6 +24,9 @@ class Replaced(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._makers[name]() if name in self._makers else self._base[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._base
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._base)
 

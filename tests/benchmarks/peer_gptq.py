@@ -8,10 +8,11 @@ The peer wants other versions of transformers and compressed-tensors than ours, 
 
 Two times are printed for each side: the whole run (calibration and rounding, the model in memory before it) and the
 rounding alone (scales, factorisation, codes, losses; ours also packs the codes). With one thread they are seconds of
-processor time, in which other programs on the machine do not show; with more, of wall-clock time. Both sides use damping .01, blocks of
-128, static activation order. The peer feeds the rounded blocks' outputs on to the next block; ours is calibrated on the
-original, so that formats do not depend on each other. Error is the mean KL(original || rounded) per held-out token.
-The peer knows no signed scale, so its row is compared with our `-sym` format; our default format is printed too.
+processor time, in which other programs on the machine do not show; with more, of wall-clock time. Both sides use
+damping .01, blocks of 128, static activation order. The peer feeds a rounded block's outputs on to the next block; ours
+is calibrated on the original, so that formats do not depend on each other. Error is the mean KL(original || rounded)
+per held-out token. The peer knows no signed scale, so it is compared with our `-sym` format; our default is printed
+too, and the menu of a mixed build, nine formats that share calibration and factorisations (error: the first format's).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from steps.quantize import unit as quantize
 from steps.quantize.qtensor import QuantizedTensor
 from steps.step import Env, Output
 
+MENU = (2, 64), (2, 32), (3, 128), (3, 64), (4, 128), (4, 64), (5, 128), (6, 128), (8, 128)
 PEER = "llmcompressor==0.14.0.1"
 BATCH = 16
 HERE = Path(__file__).resolve().parent
@@ -48,7 +50,7 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of one side, and the rounded weights by parameter name."""
+    """Seconds of one side, roundings of a linear done in them, and rounded weights by parameter name."""
 
     total: float
     solving: float
@@ -113,31 +115,37 @@ def run_peer(python: Path, model: Path, ids_NS: torch.Tensor, form: Format, thre
         return Result(facts["total"], facts["solving"], facts["linears"], load_file(folder / "weights.safetensors"))
 
 
-def run_ours(
-    config: Mapping[str, Any], tensors: Weights, ids_NS: torch.Tensor, forms: Sequence[Format]
-) -> list[Result]:
-    """Calibrate once, then round every unit to every format; a result per format, calibration counted in each total."""
-    shapes = {n: list(t.shape) for n, t in tensors.items()}
-    counts = {"lengths_N": torch.full((len(ids_NS),), ids_NS.shape[1], dtype=torch.int32)}
-    tokens = Output(tensors={"ids_NS": ids_NS.int(), **counts})
+def run_ours(config: Mapping[str, Any], tensors: Weights, ids_NS: torch.Tensor, forms: Sequence[Format]) -> Result:
+    """Calibrate once, then round every unit to every format; the weights are those of the first format."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start, collected, carried = clock(), [], {}
+    start = clock()
+    collected = calibrate(config, tensors, ids_NS)
+    middle = clock()
+    env, items = Env(), []
+    for unit in units(config, {n: tuple(t.shape) for n, t in tensors.items()}):
+        items += [(unit, [one(unit, form, config, tensors, collected[unit.block], env) for form in forms])]
+    end = clock()
+    weights = {
+        f"{m}.weight": QuantizedTensor.from_value(found[0], m).dequantize()
+        for unit, found in items
+        for m in unit.members
+    }
+    return Result(end - start, end - middle, len(weights) * len(forms), weights)
+
+
+def calibrate(config: Mapping[str, Any], tensors: Weights, ids_NS: torch.Tensor) -> list[Output]:
+    """The statistics of every block, by the step itself."""
+    shapes = {n: list(t.shape) for n, t in tensors.items()}
+    lengths_N = torch.full((len(ids_NS),), ids_NS.shape[1], dtype=torch.int32)
+    tokens = Output(tensors={"ids_NS": ids_NS.int(), "lengths_N": lengths_N})
+    collected, carried = [], {}
     for k in range(int(config["num_hidden_layers"])):
         model = Output(meta={"config": config, "shapes": shapes, "block": k}, tensors=tensors)
-        found = statistics.run(
-            Calibrate(step="calibrate", batch=BATCH), {"model": model, "tokens": tokens, **carried}, Env()
-        )
+        inputs = {"model": model, "tokens": tokens, **carried}
+        found = statistics.run(Calibrate(step="calibrate", batch=BATCH), inputs, Env())
         collected.append(found["statistics"])
         carried = {"hidden": found["hidden"]}
-    calibrating = clock() - start
-    env, seconds, rounded = Env(), dict.fromkeys(forms, 0.0), {form: {} for form in forms}
-    for unit in units(config, {n: tuple(s) for n, s in shapes.items()}):
-        for form in forms:
-            start = clock()
-            item = one(unit, form, config, tensors, collected[unit.block], env)
-            seconds[form] += clock() - start
-            rounded[form] |= {f"{m}.weight": QuantizedTensor.from_value(item, m).dequantize() for m in unit.members}
-    return [Result(calibrating + seconds[f], seconds[f], len(rounded[f]), rounded[f]) for f in forms]
+    return collected
 
 
 def one(unit: Unit, form: Format, config: Mapping[str, Any], tensors: Weights, stats: Output, env: Env) -> Output:
@@ -149,10 +157,7 @@ def one(unit: Unit, form: Format, config: Mapping[str, Any], tensors: Weights, s
 
 def divergence(folder: Path, weights: Weights, ids_NS: torch.Tensor) -> float:
     """Mean KL(original || rounded) in nats per token."""
-    from transformers import AutoModelForCausalLM
-
-    original = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    changed = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    original, changed = load(folder), load(folder)
     changed.load_state_dict(dict(weights), strict=False)
     total = 0.0
     with torch.no_grad():
@@ -160,6 +165,15 @@ def divergence(folder: Path, weights: Weights, ids_NS: torch.Tensor) -> float:
             p, q = (m(ids).logits.log_softmax(-1) for m in (original, changed))
             total += float((p.exp() * (p - q)).sum())
     return total / ids_NS.numel()
+
+
+def load(folder: Path) -> Any:
+    """The folder's model by transformers, fp32."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def arguments() -> argparse.Namespace:
@@ -174,34 +188,34 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(folder: Path, args: argparse.Namespace) -> None:
-    """Interleaved runs, the fastest of each side; one table."""
+    """Interleaved runs; the fastest of each kind in one table."""
     config = json.loads((folder / "config.json").read_text())
     tensors = {n: t for path in sorted(folder.glob("*.safetensors")) for n, t in load_file(path).items()}
     ids = {s: windows(folder, s, args.windows, args.length, config["vocab_size"]) for s in ("calibrate", "evaluate")}
     form = Format.model_validate(parse_format(args.format))
-    forms = [form, form.model_copy(update={"symmetry": "signed"})]
+    menu = [form, *(Format(bits=b, group_size=g) for b, g in MENU)][: len(MENU)]
+    asked = {form.name: [form], "the default": [form.model_copy(update={"symmetry": "signed"})], "menu of 9": menu}
     python = peer_python(args.env.expanduser())
+    load(folder)  # so that our clock, as the peer's, starts with everything imported
     runs: dict[str, list[Result]] = {}
     for _ in range(args.repeat):
         runs.setdefault("llm-compressor", []).append(run_peer(python, folder, ids["calibrate"], form, args.threads))
-        for name, f in (("first format", forms[:1]), ("signed, factor shared", forms)):
-            runs.setdefault(f"bitsmith, {name}", []).append(run_ours(config, tensors, ids["calibrate"], f)[-1])
+        for name, forms in asked.items():
+            runs.setdefault(f"bitsmith, {name}", []).append(run_ours(config, tensors, ids["calibrate"], forms))
     report(folder, ids["evaluate"], runs)
 
 
 def report(folder: Path, ids_NS: torch.Tensor, runs: Mapping[str, Sequence[Result]]) -> None:
-    """Seconds, linears per second, their ratio to the first row, and the error."""
-    base: tuple[float, float] | None = None
-    print(f"{'':34s}{'whole run':>22s}{'rounding alone':>22s}{'speed-up':>18s}{'KL':>10s}")
+    """Seconds, linears per second, how many times the first row's that is, and the error."""
+    rates: list[list[float]] = []
+    print(f"{'':26s}{'whole run':>24s}{'rounding alone':>24s}{'rate against the peer':>24s}{'KL':>10s}")
     for name, results in runs.items():
-        total, solving = min(r.total for r in results), min(r.solving for r in results)
-        linears = results[0].linears
-        base = base or (total, solving)
-        cells = [f"{s:8.2f} s {linears / s:8.1f}/s" for s in (total, solving)]
-        gain = f"{base[0] / total:7.1f}x {base[1] / solving:7.1f}x"
-        print(
-            f"{name:34s}{cells[0]:>22s}{cells[1]:>22s}{gain:>18s}{divergence(folder, results[0].weights, ids_NS):10.5f}"
-        )
+        seconds = [min(r.total for r in results), min(r.solving for r in results)]
+        rates.append([results[0].linears / s for s in seconds])
+        cells = [f"{s:.2f} s {rate:6.1f}/s" for s, rate in zip(seconds, rates[-1], strict=True)]
+        gains = "".join(f"{rate / first:8.1f} x" for rate, first in zip(rates[-1], rates[0], strict=True))
+        error = divergence(folder, results[0].weights, ids_NS)
+        print(f"{name:26s}{cells[0]:>24s}{cells[1]:>24s}{gains:>24s}{error:10.5f}", flush=True)
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ from pipelines.processes import Handle, lives, reserve_port
 from pipelines.services import ServiceState, down, running, show_status, up
 from schemas.errors import InputError
 
+pytestmark = pytest.mark.timeout(600)
+
 FLOW = """
 import os, time
 from pathlib import Path
@@ -165,8 +167,9 @@ def test_a_server_that_cannot_start_is_told_with_its_log(tmp_path: Path, monkeyp
     with pytest.raises(InputError, match=r"(?s)ended before it answered.*cupboard is bare"):
         up(tmp_path, tmp_path / "state", say=lambda _: None)
     assert running(tmp_path / "state") is None
-    mark = json.loads((tmp_path / "state" / "services.json").read_text())["mark"]
-    assert _marked(mark) == []
+    left = json.loads((tmp_path / "state" / "services.json").read_text())
+    assert left["services"] == {}
+    assert _marked(left["mark"]) == []
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_killed_run_becomes_crashed_and_up_mends_the_rest(tmp_path: Path) -> N
         api = state.prefect_api_url or ""
         (deployment,) = servers.call(api, "/deployments/filter", {})
         run = servers.call(api, f"/deployments/{deployment['id']}/create_flow_run", {})
-        _until(lambda: (folder / "ran").exists(), 120)
+        _until((folder / "ran").exists, 120)
         worker = state.services["worker"].pid
         victims = [worker, *(child.pid for child in psutil.Process(worker).children(recursive=True))]
         for pid in victims:

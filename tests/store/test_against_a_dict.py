@@ -1,4 +1,4 @@
-"""The store against the simplest model of itself: a dictionary; and one flipped bit against everything that is stored."""
+"""The store against the simplest model of itself, a dictionary; and one flipped bit against all that is stored."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from stores import open_store, put_trace, trace_of
 
 from schemas.errors import InputError
-from store import retry, verified
+from store import remote, retry, verified
 from store.artifacts import Artifacts
 from store.blobs import Blobs
 from store.cache import Cache
@@ -65,6 +66,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_of_the_calls_may_fail(seed: int, tmp_path: Path) -> None:
     flaky = Flaky(seed)
     folder = RemoteFolder(flaky, f"/{uuid.uuid4().hex}", "flaky://", tries=30)
+    folder._answered = True
     artifacts, traces = Artifacts(folder, Cache(tmp_path)), Traces(folder)
     saved = {}
     for number in range(10):
@@ -83,6 +85,7 @@ def test_half_of_the_calls_may_fail(seed: int, tmp_path: Path) -> None:
 
 def test_a_claim_whose_answer_was_lost_is_still_ours() -> None:
     folder = RemoteFolder(Flaky(), f"/{uuid.uuid4().hex}", "flaky://", tries=30)
+    folder._answered = True
     for number in range(20):
         assert folder.claim(f"{number}", os.urandom(8)) and not folder.claim(f"{number}", os.urandom(8))
 
@@ -142,11 +145,10 @@ def test_addresses_that_cannot_be_opened() -> None:
         Store("nonsense://somewhere")
 
 
-def test_s3_that_is_not_there(s3: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("store.retry.LONGEST_PAUSE", 0.0)
+def test_s3_that_is_not_there(s3: dict[str, Any]) -> None:
     gone = {**s3, "client_kwargs": {**s3["client_kwargs"], "endpoint_url": "http://127.0.0.1:9"}}
     with pytest.raises(InputError, match="does not answer"):
-        Store("s3://bitsmith/x", options={**gone, "config_kwargs": {"retries": {"max_attempts": 0}}}).check_writable()
+        Store("s3://bitsmith/x", options=gone).check_writable()
     with pytest.raises(InputError, match="does not exist"):
         Store("s3://no-such-bucket/x", options=s3).check_writable()
 
@@ -174,19 +176,24 @@ def test_a_multipart_upload_that_breaks_leaves_nothing(
                 raise ValueError("the upload breaks")
         return await call(method, *args, **kwargs)
 
-    monkeypatch.setattr(files, "_call_s3", breaking)
-    monkeypatch.setattr(files, "_pipe_file", _with_small_parts(files._pipe_file))
+    monkeypatch.setattr(remote, "PART", 5 << 20)
     data = os.urandom(12 << 20)
-    with pytest.raises(ValueError, match="breaks"):
-        store.folder._put(data, store.folder._at("objects/ab/cd"), "create")  # type: ignore[attr-defined]
+    with monkeypatch.context() as broken, pytest.raises(ValueError, match="breaks"):
+        broken.setattr(files, "_call_s3", breaking)
+        store.blobs.put(data)
     assert 2 in parts and [*store.blobs.list()] == [] and files.list_multipart_uploads("bitsmith") == []
+    digest = store.blobs.put(data)
+    assert not store.folder.place(store.folder.stage(data), store.blobs.path(digest))
+    assert store.blobs.get(digest) == data
 
 
-def _with_small_parts(pipe: Callable[..., Any]) -> Callable[..., Any]:
-    async def run(path: str, data: bytes, **kwargs: Any) -> Any:
-        return await pipe(path, data, chunksize=5 << 20, **kwargs)
-
-    return run
+def test_uploads_of_the_dead_are_aborted(s3: dict[str, Any], tmp_path: Path) -> None:
+    store = open_store("s3", tmp_path, s3)
+    folder: Any = store.folder
+    bucket, key = folder._at("objects/ab/cd").split("/", 1)
+    folder._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    assert folder.sweep(older_than=0.0) == 0 and len(folder._fs.list_multipart_uploads(bucket)) == 1
+    assert folder.sweep(older_than=time.time() + 60) == 1 and folder._fs.list_multipart_uploads(bucket) == []
 
 
 def test_the_cache_is_bounded_verified_and_optional(tmp_path: Path) -> None:
@@ -204,5 +211,6 @@ def test_the_cache_is_bounded_verified_and_optional(tmp_path: Path) -> None:
     blobs.folder.remove(blobs.path(digests[0]))
     with pytest.raises(Missing):
         blobs.local_path(digests[0])
-    cache.root = tmp_path / "small" / "0" / "\0"  # a cache that cannot be written is no reason to fail
+    (tmp_path / "file").write_text("")
+    cache.root = tmp_path / "file"  # a cache that cannot be written is no reason to fail
     assert put_trace(store, trace_of(1, {})) and len(blobs.get(digests[-1])) == 100_000

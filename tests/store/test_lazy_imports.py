@@ -1,4 +1,4 @@
-"""What a fully cached run pays: no torch, no fsspec, no network library, until a tensor or a remote store is touched."""
+"""What a fully cached run pays: no torch and no fsspec until a tensor or a remote store is touched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ print(sorted(heavy & set(sys.modules)))
 def test_looking_up_imports_nothing_heavy(tmp_path: Path) -> None:
     here = Path(__file__).parents[2]
     environment = {"PYTHONPATH": f"{here}:{here / 'tests' / 'support'}", "PATH": "/usr/bin:/bin"}
-    ran = subprocess.run(
-        [sys.executable, "-c", LOOK_UP, str(tmp_path / "store")], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", LOOK_UP, str(tmp_path / "store")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.stdout == "[]\n", ran.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from multiprocessing.context import SpawnProcess
@@ -12,28 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from stores import BUCKET, open_store, put_trace, trace_of
+from store_workers import build, hold_and_hang, until
+from stores import BUCKET, flip, open_store, put_trace, trace_of
 
+from schemas.errors import InputError
 from store.expiring import ExpiringLeases
 from store.fsck import fsck
-from store.leases import Leases
 from store.open import Store
 from store.prune import prune
 
 SPAWN = multiprocessing.get_context("spawn")
-
-
-def _build(store: Store, name: str, numbers: int, log: Path) -> None:
-    """Compute every key that nobody else has or is at; a line per computation."""
-    with store.running(name), store.batch():
-        for number in range(numbers):
-            key = trace_of(number, {}).key
-            with store.leases.turn(key, lambda key=key: store.traces.get(key)) as found:  # type: ignore[misc]
-                if found is None:
-                    digest = store.artifacts.save({"number": number}, {"w": torch.full((3000,), number)})
-                    put_trace(store, trace_of(number, {"o": digest}))
-                    with log.open("a") as lines:
-                        lines.write(f"{number} {name}\n")
 
 
 def _start(target: Any, *arguments: Any) -> SpawnProcess:
@@ -44,7 +33,7 @@ def _start(target: Any, *arguments: Any) -> SpawnProcess:
 
 def _compute_together(store: Store, processes: int, numbers: int, folder: Path) -> list[int]:
     logs = [folder / f"log{worker}" for worker in range(processes)]
-    started = [_start(_build, store, str(w), numbers, log) for w, log in enumerate(logs)]
+    started = [_start(build, store, str(w), numbers, log) for w, log in enumerate(logs)]
     for process in started:
         process.join(120)
         assert process.exitcode == 0
@@ -67,16 +56,9 @@ def test_two_processes_compute_each_of_12_keys_once_on_s3(tmp_path: Path, s3: di
     assert fsck(store).sound and store.leases.holders() == {}
 
 
-def _hold_and_hang(url: str, ready: Any) -> None:
-    leases = Leases(Store(url).folder)
-    leases.acquire("work")
-    ready.set()
-    time.sleep(600)
-
-
 def test_a_lease_ends_with_its_holder(tmp_path: Path) -> None:
     store, ready = open_store("local", tmp_path), SPAWN.Event()
-    process = _start(_hold_and_hang, store.url, ready)
+    process = _start(hold_and_hang, store.url, ready)
     assert ready.wait(60) and process.pid is not None
     assert not store.leases.acquire("work") and store.leases.holders()["work"]["pid"] == process.pid
     os.kill(process.pid, signal.SIGKILL)
@@ -109,9 +91,8 @@ def test_prune_spares_what_running_builds_need(tmp_path: Path) -> None:
     old = [put_trace(store, trace_of(n, {"o": store.artifacts.save({"number": n})})) for n in range(40)]
     lost = store.artifacts.save({"nobody": "needs this"}, {"w": torch.arange(4000)})
     logs = [tmp_path / "log0", tmp_path / "log1"]
-    builds = [_start(_build, store, str(number), 150, log) for number, log in enumerate(logs)]
-    while not any(log.exists() for log in logs):
-        time.sleep(0.01)
+    builds = [_start(build, store, str(number), 150, log) for number, log in enumerate(logs)]
+    until(lambda: any(log.exists() for log in logs))
     rounds = 0
     while any(process.is_alive() for process in builds):
         pruned = prune(store, keep_builds=0)
@@ -131,9 +112,8 @@ def test_prune_spares_what_running_builds_need(tmp_path: Path) -> None:
 def test_builds_wait_for_a_prune_and_only_one_prunes(tmp_path: Path) -> None:
     store = open_store("local", tmp_path)
     with store.leases.hold("prune/prune"):
-        process = _start(_build, store, "late", 1, tmp_path / "log")
-        while not store.leases.holders("builds"):
-            time.sleep(0.01)
+        process = _start(build, store, "late", 1, tmp_path / "log")
+        until(lambda: store.leases.holders("builds"))
         time.sleep(0.3)
         assert store.traces.all() == {}
     process.join(60)
@@ -153,10 +133,6 @@ def test_an_object_stored_again_is_young_again(tmp_path: Path) -> None:
 
 
 def test_prune_refuses_when_it_cannot_know_what_is_needed(tmp_path: Path) -> None:
-    from stores import flip
-
-    from schemas.errors import InputError
-
     store = open_store("local", tmp_path)
     part = store.artifacts.save({"part": 1})
     whole = store.artifacts.save(children={"part": part})
@@ -168,8 +144,6 @@ def test_prune_refuses_when_it_cannot_know_what_is_needed(tmp_path: Path) -> Non
 
 
 def test_the_store_pickles_as_its_address(tmp_path: Path, s3: dict[str, Any]) -> None:
-    import pickle
-
     for store in (open_store("local", tmp_path), open_store("s3", tmp_path, s3)):
         digest = store.blobs.put(b"x")
         assert pickle.loads(pickle.dumps(store)).blobs.get(digest) == b"x" and (

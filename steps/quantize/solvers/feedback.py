@@ -26,9 +26,9 @@ def feedback(spec: Feedback, W_OI: torch.Tensor, H_II: torch.Tensor, params: Gri
     1/2 tr((What - W) H (What - W)^T) = 1/2 sum_k D_k ||t_k - what_k||^2 (both statements are tested).
 
     All grid parameters are fitted before (static groups), so rounding by falling Hessian diagonal needs no stored
-    order. Arithmetic in W's dtype on a factor computed in fp64; losses in fp64. The result does not depend on the
-    number of threads (tested): sums over inputs are taken `block_size` at a time, in order, and the factorisation has
-    fixed panels. Differs from the paper: a dead input is rounded to nearest, not set to zero.
+    order. Arithmetic in W's dtype on a factor computed in fp64; losses are added up in fp64, block by block. The result
+    does not depend on the number of threads (tested): sums over inputs are taken `block_size` at a time, in order, and
+    the factorisation has fixed panels. Differs from the paper: a dead input is rounded to nearest, not set to zero.
     """
     factor = factor_of(spec, H_II, W_OI.dtype, env)
     return sweep(W_OI, params, factor, spec.block_size)
@@ -46,8 +46,8 @@ def sweep(W_OI: torch.Tensor, params: GridParams, factor: Factor, block_size: in
         error_BO = _round_block(W_IO[block], target_IO[block], level_IO[block], M_BI[:, block], levels.inputs(block))
         target_IO[block.stop :].addmm_(M_BI[:, block.stop :].T, error_BO)
         residual_BO = (target_IO[block] - W_IO[block]).add_(error_BO)
-        solver_O += factor.D_I[block] @ residual_BO.double().square_()
-        added_O += factor.added_I[block] @ error_BO.double().square_()
+        solver_O += factor.D_I[block].to(W_OI.dtype) @ residual_BO.square_()
+        added_O += factor.added_I[block].to(W_OI.dtype) @ error_BO.square_()
     codes_OI = _codes(level_IO, params, factor)
     return Solved(codes_OI, (solver_O - added_O).clamp_(min=0) / 2, solver_O / 2, factor.damping, factor.dead)
 
