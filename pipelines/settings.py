@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.servers import local_tracking, prefect_settings
 from pipelines.services import running, state_folder
 
 
@@ -37,7 +38,7 @@ def settings(store: str | None = None, tracking: str | None = None) -> Settings:
     return Settings(
         state=state,
         store=store or str(state / "store"),
-        tracking=tracking or (services.tracking_uri if services else None) or f"sqlite:///{state / 'mlflow.db'}",
+        tracking=tracking or (services.tracking_uri if services else None) or local_tracking(state),
         prefect_api=services.prefect_api_url if services else None,
     )
 
@@ -47,11 +48,9 @@ def prefect_environment(where: Settings) -> None:
 
     Prefect's home is ours, nothing is sent anywhere, and the server that `bitsmith up` started is used.
     """
-    os.environ.setdefault("PREFECT_HOME", str(where.state / "prefect"))
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    for name, value in prefect_settings(where.state, where.prefect_api).items():
+        if name != "NO_COLOR":  # that one is for services that log to files
+            os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     # The first start in a new home creates a database: 25 s on an idle two-core machine, more on a busy one.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    if where.prefect_api:
-        os.environ.setdefault("PREFECT_API_URL", where.prefect_api)

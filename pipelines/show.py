@@ -111,8 +111,7 @@ def _contrast(contrast: Contrast) -> str:
 
 def _facts(report: Report) -> list[str]:
     lines = [f"predicted KL of the plan {report.predicted_kl:.5f}, measured {report.allocated.kl.value:.5f}"]
-    if report.certificate:
-        lines.append("allocation: " + ", ".join(f"{key} {_cell(value)}" for key, value in report.certificate.items()))
+    lines += certificate_lines(report.certificate)
     if (trained := report.distilled) is not None:
         lines.append(
             f"distilled: KL {trained.kl_before:.5f} -> {trained.kl_after:.5f} on held-out training text, "
@@ -123,6 +122,25 @@ def _facts(report: Report) -> list[str]:
         f"loaded on {report.device}: {speed.prefill_tokens_per_second:.1f} tokens/s prefill, "
         f"{speed.decode_tokens_per_second:.1f} decode, peak memory {size(speed.peak_memory_bytes)}"
     )
+    return lines
+
+
+def certificate_lines(certificate: Mapping[str, Any]) -> list[str]:
+    """Why the plan can be believed: optimality, what binds, what more bytes buy, how firm it is; what is known of it."""
+    lines = []
+    if {"allocator", "objective", "bound", "gap"} <= certificate.keys():
+        facts = (f"{key} {_cell(certificate[key])}" for key in ("objective", "bound", "gap"))
+        lines.append(f"allocation by {certificate['allocator']}: {', '.join(facts)} ({certificate.get('proof', '')})")
+    binding = [each["name"] for each in certificate.get("limits", ()) if each.get("binds")]
+    price = certificate.get("shadow_price") or {}
+    if binding:
+        lines.append(f"binding: {', '.join(binding)}" + (f"; {price['text']}" if price.get("text") else ""))
+    if rival := certificate.get("baselines", {}).get("random"):
+        mean, best = _cell(rival["mean_score"]), _cell(rival["best_score"])
+        lines.append(f"{rival['samples']} random plans of no more bytes: mean score {mean}, best {best}")
+    if stability := certificate.get("stability"):
+        agreement, resamples, documents = (stability[k] for k in ("agreement", "resamples", "documents"))
+        lines.append(f"stability: {agreement:.0%} of formats stay over {resamples} resamples of {documents} documents")
     return lines
 
 

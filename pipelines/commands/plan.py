@@ -12,7 +12,7 @@ from pipelines.drive import Outputs
 from pipelines.preflight import Forecast, check
 from pipelines.recipe_file import parse_assignment
 from pipelines.settings import settings
-from pipelines.show import show_plan
+from pipelines.show import certificate_lines, show_plan
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -79,5 +79,4 @@ def _sentences(forecast: Forecast) -> list[str]:
 
 def _certificate(meta: Mapping[str, Any]) -> list[str]:
     predicted = ", ".join(f"{k} {v:.5g}" for k, v in meta["predicted_kl"].items() if v is not None)
-    facts = (f"  {k}: {v}" for k, v in meta["certificate"].items() if not isinstance(v, dict | list))
-    return [f"predicted KL: {predicted}", "certificate:", *facts]
+    return [f"predicted KL: {predicted}", *certificate_lines(meta["certificate"])]

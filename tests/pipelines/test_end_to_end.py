@@ -105,9 +105,7 @@ def test_a_flow_over_cached_nodes_shows_cached_tasks_and_computes_nothing(
     assert state.prefect_api_url is not None
     (state.folder / "store" / "builds" / f"{first.build_digest}.json").unlink()  # so that the flow runs at all
     out = state.folder / "again.json"
-    command(
-        state, str(BIN / "bitsmith"), "run", str(recipe), "--set", "budget.bits_per_weight=3.6", "--json", str(out)
-    )
+    command(state, str(BIN / "bitsmith"), "run", str(recipe), "--set", "budget.bits_per_weight=3.6", "--json", str(out))
     again = Report.model_validate_json(out.read_text())
     assert sum(n.units_computed for n in again.nodes) == 0 and again.packed.digest == first.packed.digest
     where = {"flow_runs": {"id": {"any_": [again.prefect_flow_run_id]}}}
