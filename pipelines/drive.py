@@ -1,4 +1,4 @@
-"""Drive a recipe through its nodes: what is cached is taken, what is not is handed out in batches."""
+"""Drive a recipe through its nodes: what is cached is taken, what is not is handed out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from schemas.errors import InputError
 from schemas.report import NodeRow, NodeStatus
 from store.errors import Unavailable
 
-BATCHES_PER_NODE = 6
-"""A Prefect task costs about 0.1 s, so a node of many items is handed out in a few batches; caching stays per item."""
 RECOVERIES = 3
 """How often a build may find damage in the store, put it aside and go on."""
 
 Outputs = dict[str, dict[str, str]]
 Execute = Callable[[str, Outputs, Sequence[str]], int]
-"""(node, outputs so far, labels) -> items computed by this build."""
+"""(node, outputs so far, labels of all that is pending) -> items computed by this build."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,10 @@ def _node(
     started = time.perf_counter()
     state = runner.state(bound, outputs)
     pending, computed = state.pending, 0
-    for batch in _batches(pending):
-        computed += execute(bound.id, outputs, batch)
     if pending:
+        computed = execute(bound.id, outputs, pending)
         state = runner.state(bound, outputs)
+        _check_complete(bound, state)
         runner.clean(bound.id, state)
     assert state.combined is not None, f"node {bound.id} is not complete after its items ran"
     outputs[bound.id] = state.combined
@@ -80,9 +78,15 @@ def _node(
     return row
 
 
-def _batches(labels: Sequence[str]) -> list[Sequence[str]]:
-    size = max(1, -(-len(labels) // BATCHES_PER_NODE))
-    return [labels[i : i + size] for i in range(0, len(labels), size)]
+def _check_complete(bound: Bound, state: NodeState) -> None:
+    """Keys hold the code and library versions, so a worker with others answers a question that nobody asked."""
+    if state.pending:
+        raise InputError(
+            "items are not there although they were computed",
+            where=f"node {bound.id}",
+            got=f"{len(state.pending)} missing, {state.pending[0]} the first",
+            fix="give all workers the same version of Bitsmith and of its libraries, and the same sources",
+        )
 
 
 def _row(bound: Bound, state: NodeState, outputs: Outputs, computed: int, seconds: float) -> NodeRow:

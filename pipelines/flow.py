@@ -6,7 +6,9 @@ Prefect's own result cache is off; a node whose traces all hit is a task in stat
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime, task
@@ -14,33 +16,51 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from pipelines.build import Build, prepare
-from pipelines.drive import Outputs, drive
+from pipelines.distribution import Cluster, Distribution, RunnerKind, cluster
+from pipelines.drive import Execute, Outputs, drive
 from pipelines.finish import GateFailure, finish
 from pipelines.preflight import check
 from pipelines.settings import settings
+from pipelines.tasks import Job, run_items, share
+from schemas.base import canonical_json
 from schemas.report import NodeRow
 from store.lineage import check_tracking
 
-_BUILDS: dict[tuple[Any, ...], Build] = {}
-"""Builds opened by this process, so that every task of a run shares one."""
+
+def job_of(build: Build, device: str) -> Job:
+    """What a worker needs to know of a build. Relative paths that exist here become absolute; URLs and ids stay."""
+    document = build.recipe.model_dump(mode="json")
+    for node in document["nodes"].values():
+        source = node["spec"].get("source")
+        if source is not None and Path(source).exists():
+            node["spec"]["source"] = str(Path(source).absolute())
+    return Job(uuid.uuid4().hex, canonical_json(document), build.where.store, device)
 
 
-def _opened(
-    recipe: str, assignments: Sequence[tuple[str, Any]], store: str | None, tracking: str | None, device: str
-) -> Build:
-    key = (recipe, repr(assignments), store, tracking, device)
-    if key not in _BUILDS:
-        _BUILDS.clear()
-        _BUILDS[key] = prepare(recipe, assignments, settings(store, tracking), device)
-    return _BUILDS[key]
+def handing_out(build: Build, job: Job, place: Cluster) -> Execute:
+    """An `execute` that makes one Prefect task of each batch; batches of a block-scope node run in order."""
+    runner = build.runner
+
+    def execute(node: str, outputs: Outputs, labels: Sequence[str]) -> int:
+        tasks = [
+            (run_items.with_options(task_run_name=_name(node, batch)), {"node": node, "labels": batch})
+            for batch in place.batches(labels)
+        ]
+        step = runner.by_id[node].step
+        in_order = step is not None and step.scope == "block"
+        computed = 0
+        for group in [[each] for each in tasks] if in_order else [tasks]:
+            common = {"job": job, "outputs": outputs, "forced": sorted(runner.forced)}
+            for count, whole_again in place.run([(each, {**common, **own}) for each, own in group]):
+                computed += count
+                runner.forced.difference_update(whole_again)
+        return computed
+
+    return execute
 
 
-@task(persist_result=False)
-def run_items(build: tuple[Any, ...], node: str, outputs: Outputs, labels: Sequence[str]) -> int:
-    """Compute some items of a node; returns how many this process computed itself."""
-    from pipelines.progress import reporter
-
-    return _opened(*build).runner.execute(node, outputs, labels, reporter())
+def _name(node: str, batch: Sequence[str]) -> str:
+    return f"{node} {batch[0]}" + (f" .. {batch[-1]}" if len(batch) > 1 else "")
 
 
 @task(persist_result=False)
@@ -56,26 +76,30 @@ def compress(
     store: str | None = None,
     tracking: str | None = None,
     device: str = "auto",
+    runner: RunnerKind | None = None,
+    scheduler: str | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Build a recipe (a path or a shipped name), fields overridden by `set` (dotted path -> value).
 
+    With `runner` dask its tasks run on the workers of `scheduler`, or on `workers` (2) processes of this machine.
     Returns the report as JSON. A build whose gates fail is finished, recorded, and raised as GateFailure.
     """
-    arguments = (recipe, tuple((set or {}).items()), store, tracking, device)
     started = time.perf_counter()
-    build = _opened(*arguments)
+    build = prepare(recipe, tuple((set or {}).items()), settings(store, tracking), device)
+    distribution = Distribution(runner, scheduler, workers)
+    distribution.check()
     check_tracking(build.where.tracking)
     check(build)
-
-    def execute(node: str, outputs: Outputs, labels: Sequence[str]) -> int:
-        name = f"{node} {labels[0]}" + (f" .. {labels[-1]}" if len(labels) > 1 else "")
-        return run_items.with_options(task_run_name=name)(arguments, node, outputs, labels)
+    job = job_of(build, device)
+    share(job, build.runner)
 
     def on_cached(row: NodeRow) -> None:
         cached_node.with_options(task_run_name=row.id)(row.id, row.key, row.units_cached)
 
     with build.runner.store.running(build.recipe.name):
-        built = drive(build.runner, execute, on_cached)
+        with cluster(distribution) as place:
+            built = drive(build.runner, handing_out(build, job, place), on_cached)
         report = finish(build, built, str(runtime.flow_run.id or "") or None, time.perf_counter() - started)
     if not report.passed:
         raise GateFailure(report)

@@ -197,7 +197,7 @@ class Runner:
         try:
             env = Env(_device(self.place.device), scratch, progress or (lambda done, total, what: None), MEMO)
             returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
-            digests = {port: self.store.artifacts.save_value(out, move=True) for port, out in returned.items()}
+            digests = {port: self.store.artifacts.save_value(out, scratch=scratch) for port, out in returned.items()}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         facts = {

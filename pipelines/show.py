@@ -126,7 +126,7 @@ def _facts(report: Report) -> list[str]:
 
 
 def certificate_lines(certificate: Mapping[str, Any]) -> list[str]:
-    """Why the plan can be believed: optimality, what binds, what more bytes buy, how firm it is; what is known of it."""
+    """Why the plan can be believed: optimality, what binds, what more bytes buy, how firm it is."""
     lines = []
     if {"allocator", "objective", "bound", "gap"} <= certificate.keys():
         facts = (f"{key} {_cell(certificate[key])}" for key in ("objective", "bound", "gap"))

@@ -59,36 +59,36 @@ class Artifacts:
         children: Mapping[str, Any] | None = None,
         files: Mapping[str, Path] | None = None,
         *,
-        move: bool = False,
+        scratch: Path | None = None,
     ) -> str:
         """Store a value and return its digest. Children are digests, loaded artifacts, or values to be saved as well.
 
-        `move`: the files are ours to consume (a step's scratch), so that large ones are renamed instead of copied.
+        `scratch`: a folder that is deleted next. Files in it are not copied but shared, where the disk can do that.
         """
         manifest = {
             "meta": _plain(meta or {}),
             "tensors": {name: serial.write(each, self.blobs) for name, each in (tensors or {}).items()},
-            "children": {name: self._child(each, move) for name, each in (children or {}).items()},
-            "files": {name: self._file(path, move) for name, path in (files or {}).items()},
+            "children": {name: self._child(each, scratch) for name, each in (children or {}).items()},
+            "files": {name: self._file(path, scratch) for name, path in (files or {}).items()},
         }
         return self.manifests.put(canonical_json(manifest).encode())
 
-    def save_value(self, value: ValueLike, *, move: bool = False) -> str:
+    def save_value(self, value: ValueLike, *, scratch: Path | None = None) -> str:
         """Store anything with meta, tensors, children and files. What this store loaded is not stored again."""
         if isinstance(value, StoredArtifact) and value.store is self:
             return value.digest
-        return self.save(value.meta, value.tensors, value.children, value.files, move=move)
+        return self.save(value.meta, value.tensors, value.children, value.files, scratch=scratch)
 
-    def _child(self, child: Any, move: bool) -> str:
+    def _child(self, child: Any, scratch: Path | None) -> str:
         if not isinstance(child, str):
-            return self.save_value(child, move=move)
+            return self.save_value(child, scratch=scratch)
         if not is_digest(child):
             raise ValueError(f"a child is a digest or a value, got {child!r}")
         return child
 
-    def _file(self, path: Path, move: bool) -> dict[str, Any]:
-        size = path.stat().st_size
-        return {"digest": self.blobs.put_file(path, move=move), "size": size}
+    def _file(self, path: Path, scratch: Path | None) -> dict[str, Any]:
+        link = scratch is not None and path.resolve().is_relative_to(scratch.resolve())
+        return {"digest": self.blobs.put_file(path, link=link), "size": path.stat().st_size}
 
     def load(self, digest: str) -> StoredArtifact:
         """A view of a stored artifact. Nothing is read, so nothing can be missing, before something is asked of it."""

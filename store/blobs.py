@@ -44,14 +44,14 @@ class Blobs:
             digest = sha256(view)
             if self.folder.touch(self.path(digest), len(view)):
                 return digest
-        return self._put(view, move=False)
+        return self._put(view, link=False)
 
-    def put_file(self, path: Path, *, move: bool = False) -> str:
-        """Store a file's content, in chunks. `move`: the file is ours, and gone afterwards."""
-        return self._put(path, move=move)
+    def put_file(self, path: Path, *, link: bool = False) -> str:
+        """Store a file's content. `link`: nobody writes to the file again, so the store may share its bytes."""
+        return self._put(path, link=link)
 
-    def _put(self, source: Bytes | Path, move: bool) -> str:
-        staged = self.folder.stage(source, move=move)
+    def _put(self, source: Bytes | Path, link: bool) -> str:
+        staged = self.folder.stage(source, link=link)
         self.folder.place(staged, self.path(staged.digest))
         return staged.digest
 

@@ -6,12 +6,16 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 Bytes = bytes | bytearray | memoryview
-CHUNK = 4 << 20
-"""Bytes per read: large enough that hashing and writing overlap, small enough to stay near the cache."""
+CHUNK = 16 << 20
+"""Bytes per step when something large is written: few hand-overs between the threads that write and that hash."""
+
+OVERLAP_FROM = 1 << 20
+"""Bytes from which a second thread is worth it."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -56,18 +60,19 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 def write_hashed(chunks: Iterable[Bytes], file: int) -> tuple[str, int]:
     """Write chunks to a file descriptor and hash them meanwhile (hashing releases the GIL). Returns digest, size."""
     hasher, size = hashlib.sha256(), 0
-    with ThreadPoolExecutor(1) as pool:
+    hashing: Future[None] | None = None
+    with ExitStack() as threads:
+        pool: ThreadPoolExecutor | None = None
         for chunk in chunks:
             size += len(chunk)
-            if len(chunk) < CHUNK // 8:
+            if hashing:
+                hashing.result()
+            if len(chunk) < OVERLAP_FROM:
                 hasher.update(chunk)
-                _write_all(file, chunk)
-                continue
-            hashed = pool.submit(hasher.update, chunk)
-            try:
-                _write_all(file, chunk)
-            finally:
-                hashed.result()
+            else:
+                pool = pool or threads.enter_context(ThreadPoolExecutor(1))
+                hashing = pool.submit(hasher.update, chunk)
+            _write_all(file, chunk)
     return hasher.hexdigest(), size
 
 

@@ -11,7 +11,10 @@ import torch
 from models import tiny_tokens, tiny_value, write_model
 from stores import moto_server
 
+from pipelines.services import ServiceState, down, up
 from steps.step import Output
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +40,13 @@ def s3() -> Iterator[dict[str, Any]]:
     """Options to open `s3://bitsmith/...` on a loopback server."""
     with moto_server() as options:
         yield options
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceState]:
+    """What `bitsmith up` starts, with Bitsmith's own deployments, in a state folder of its own; started once."""
+    folder = tmp_path_factory.mktemp("services")
+    try:
+        yield up(ROOT, folder, say=lambda line: None)
+    finally:
+        down(folder, say=lambda line: None)

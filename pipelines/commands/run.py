@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from pipelines.build import Build, prepare, recorded
+from pipelines.distribution import Distribution
 from pipelines.drive import Built, NotCached, look_up
 from pipelines.preflight import check
 from pipelines.recipe_file import parse_assignment
@@ -27,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
     build = prepare(options.recipe, [parse_assignment(a) for a in options.set], where, options.device)
     report = _from_traces(build, started)
     if report is None:
+        Distribution(options.runner, options.scheduler, options.workers).check()
         check_tracking(where.tracking)
         check(build)
         report = _through_prefect(options, build)
@@ -59,7 +61,16 @@ def _through_prefect(options: argparse.Namespace, build: Build) -> Report:
     assignments = dict(parse_assignment(a) for a in options.set)
     try:
         return Report.model_validate(
-            compress(options.recipe, assignments, build.where.store, build.where.tracking, options.device)
+            compress(
+                options.recipe,
+                assignments,
+                build.where.store,
+                build.where.tracking,
+                options.device,
+                options.runner,
+                options.scheduler,
+                options.workers,
+            )
         )
     except GateFailure as failure:
         return failure.report

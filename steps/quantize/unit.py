@@ -78,10 +78,10 @@ def _item(unit: Unit, W_OI: torch.Tensor, params: GridParams, solved: Solved) ->
 def _report(W_OI: torch.Tensor, quantized: QuantizedTensor, solved: Solved) -> dict[str, Any]:
     """JSON facts of a member: losses as in Solved, relative_error = ||What - W|| / ||W||.
 
-    Rows are summed exactly (fsum), so that no order of summation shows.
+    Row sums are added up exactly (fsum), so that no order of summation shows.
     """
-    error_O = (quantized.dequantize() - W_OI).double().square().sum(1)
-    size = math.fsum(W_OI.double().square().sum(1).tolist())
+    error_O = (quantized.dequantize() - W_OI).square_().sum(1)
+    size = math.fsum(W_OI.square().sum(1).tolist())
     return {
         "shape": list(quantized.shape),
         "loss": math.fsum(solved.loss_O.tolist()),

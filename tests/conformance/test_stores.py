@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,16 +44,20 @@ def test_an_object_is_named_by_its_content(store: Store, size: int) -> None:
     assert store.blobs.get_range(digest, size // 3, size // 2) == data[size // 3 : size // 2]
 
 
-def test_a_file_is_stored_copied_or_moved(store: Store, tmp_path: Path) -> None:
+def test_a_file_is_stored_copied_or_shared(store: Store, tmp_path: Path) -> None:
     path, data = tmp_path / "weights", os.urandom(9 << 20)
     path.write_bytes(data)
     digest = store.blobs.put_file(path)
-    assert path.read_bytes() == data
-    assert store.blobs.put_file(path, move=True) == digest
-    path.write_bytes(data[::-1])
-    reverse = store.blobs.put_file(path, move=True)
+    path.write_bytes(data[::-1])  # the store has a copy of what was there
+    other = tmp_path / "scratch" / "weights"
+    other.parent.mkdir()
+    other.write_bytes(b"mine" + data)
+    saved = store.artifacts.save(files={"a": path, "b": other, "c": other}, scratch=other.parent)
+    assert path.read_bytes() == data[::-1] and path.stat().st_nlink == 1
+    shutil.rmtree(other.parent)
     assert store.blobs.local_path(digest).read_bytes() == store.blobs.get(digest) == data
-    assert store.blobs.get(reverse) == data[::-1]
+    files = store.artifacts.load(saved).files
+    assert [files[name].read_bytes() for name in "abc"] == [data[::-1], b"mine" + data, b"mine" + data]
 
 
 def test_the_same_content_is_one_object(store: Store) -> None:

@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from builds import write_recipe
 
 from pipelines import servers
-from pipelines.services import ServiceState, down, up
+from pipelines.services import ServiceState
 from schemas.report import Report
 
 pytestmark = pytest.mark.timeout(900)
@@ -22,13 +21,8 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceState]:
-    """The services of `bitsmith up` with Bitsmith's own deployments, in a state folder of their own."""
-    folder = tmp_path_factory.mktemp("services")
-    try:
-        yield up(ROOT, folder, say=lambda line: None)
-    finally:
-        down(folder, say=lambda line: None)
+def state(services: ServiceState) -> ServiceState:
+    return services
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +32,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(state: ServiceState, *words: str, code: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "BITSMITH_HOME": str(state.folder), "NO_COLOR": "1", **extra}
-    done = subprocess.run([*words], env=env, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    done = subprocess.run([*words], env=env, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
     assert done.returncode == code, f"{words} gave {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
 

@@ -31,7 +31,7 @@ with store.batch():
         blob = store.blobs.put(os.urandom(300_000 if number % 7 else 9_000_000))
         scratch = Path(sys.argv[2]) / str(number)
         scratch.write_bytes(os.urandom(200_000))
-        digest = store.artifacts.save({"number": number, "blob": blob}, files={"f": scratch}, move=True)
+        digest = store.artifacts.save({"number": number, "blob": blob}, files={"f": scratch}, scratch=scratch.parent)
         put_trace(store, trace_of(number, {"o": digest}))
 """
 

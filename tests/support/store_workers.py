@@ -30,7 +30,7 @@ def build(store: Store, name: str, numbers: int, log: Path) -> None:
                 if found is None:
                     scratch = log.with_suffix(f".{number}")
                     scratch.write_bytes(b"%d" % number * 20_000)
-                    digest = store.artifacts.save({"number": number}, files={"f": scratch}, move=True)
+                    digest = store.artifacts.save({"number": number}, files={"f": scratch}, scratch=log.parent)
                     put_trace(store, trace_of(number, {"o": digest}))
                     with log.open("a") as lines:
                         lines.write(f"{number} {name}\n")
