@@ -127,6 +127,8 @@ class RemoteFolder:
         except FileNotFoundError:
             return
         for at, info in found.items():
+            if info["type"] == "directory":  # s3fs asks twice; something was written between its two questions
+                continue
             path = at.lstrip("/").removeprefix(self._root.lstrip("/")).lstrip("/")
             yield Entry(path, int(info["size"]), _modified(info))
 
