@@ -13,7 +13,7 @@ test: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pipelines.code_id --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -q -m slow --timeout=3600

@@ -61,6 +61,7 @@ def assemble(runner: Runner, built: Built, run: Run) -> Report:
         build_digest=build_digest(runner.recipe, built),
         recipe_digest=recipe_digest(runner.recipe),
         recipe=runner.recipe.name,
+        recipe_document=runner.recipe.model_dump(mode="json"),
         model=_model_name(runner),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(run.seconds, 3),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipelines.assemble import build_digest
 from pipelines.drive import Built
 from pipelines.expand import expand
@@ -44,6 +46,14 @@ def prepare(name: str, assignments: Sequence[tuple[str, Any]], where: Settings, 
 
 
 def recorded(build: Build, built: Built) -> Report | None:
-    """The report of an earlier, finished build with the same outputs."""
+    """The report of an earlier, finished build with the same outputs; None if it was written by another version."""
     record = build.runner.store.builds.load(build_digest(build.recipe, built))
-    return Report.model_validate(record) if record is not None else None
+    return read_report(record) if record is not None else None
+
+
+def read_report(record: Mapping[str, Any]) -> Report | None:
+    """A build's record as a Report; None if another version of Bitsmith wrote it, with other fields."""
+    try:
+        return Report.model_validate(record)
+    except ValidationError:
+        return None

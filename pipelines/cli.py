@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -49,14 +49,42 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", metavar="FILE", type=Path, help="write the plan as JSON")
     explain = command("explain", "say why nodes are cached or have to run", recipe=True)
     explain.add_argument("node", nargs="?", help="a node of the recipe (default: all)")
+    _store_commands(command)
     commands.add_parser("up", help="start Prefect server and worker and MLflow on 127.0.0.1")
     commands.add_parser("down", help="stop what `up` started")
     commands.add_parser("status", help="say which services run")
     return top
 
 
+def _store_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Commands that look after a store and what came out of it."""
+    digest = "a packed folder or a file in it, or the beginning of any digest"
+    command("builds", "list the recorded builds and pins")
+    for name, help in (("pin", "keep a build or artifact under a name"), ("unpin", "drop a pin")):
+        pin = command(name, help)
+        pin.add_argument("name")
+        if name == "pin":
+            pin.add_argument("digest", help="of a build or an artifact; the beginning of it will do")
+    promote = command("promote", "mark a build as good enough to use; prune keeps it")
+    promote.add_argument("digest", help="the build's; the beginning of it will do")
+    promote.add_argument("--undo", action="store_true", help="take the mark back")
+    fsck = command("fsck", "verify everything in a store; damage goes to quarantine and is made again when needed")
+    fsck.add_argument("--json", metavar="FILE", type=Path, help="write what was found as JSON")
+    prune = command("prune", "delete what no kept build, no pin and no running build needs")
+    prune.add_argument("--keep-builds", metavar="N", type=int, required=True, help="newest builds to keep")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    lineage = command("lineage", "show what something was made from, down to texts and tensors")
+    lineage.add_argument("what", metavar="FILE_OR_DIGEST", help=digest)
+    lineage.add_argument("--depth", metavar="N", type=int, help="levels to show (default: all)")
+    reproduce = command("reproduce", "compute some units of a build again and compare them byte by byte")
+    reproduce.add_argument("what", metavar="FILE_OR_DIGEST", help=digest)
+    reproduce.add_argument("--sample", metavar="N", type=int, default=5, help="units to compute (5)")
+    reproduce.add_argument("--seed", metavar="N", type=int, default=0, help="of the choice of units (0)")
+    reproduce.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 (gates failed), 2 (bad input) or 130 (interrupted)."""
+    """Run a command; returns 0, 1 (gates failed, damage or a difference found), 2 (bad input) or 130 (interrupted)."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         options = parser().parse_args(arguments)
@@ -72,10 +100,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        if arguments is None:
+            _end_at_once_from_now_on()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _end_at_once_from_now_on() -> None:
+    """All is said and stored; a signal while Python clears up (Prefect sends its last logs) needs no traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -92,6 +129,27 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipelines.commands.explain import explain
 
             return explain(options)
+        case "builds" | "pin" | "unpin" | "promote":
+            from pipelines.commands import builds
+
+            command: Callable[[argparse.Namespace], int] = getattr(builds, options.command)
+            return command(options)
+        case "fsck":
+            from pipelines.commands.fsck import check_store
+
+            return check_store(options)
+        case "prune":
+            from pipelines.commands.prune import prune_store
+
+            return prune_store(options)
+        case "lineage":
+            from pipelines.commands.lineage import lineage
+
+            return lineage(options)
+        case "reproduce":
+            from pipelines.commands.reproduce import reproduce
+
+            return reproduce(options)
         case "up":
             from pipelines.services import up
 

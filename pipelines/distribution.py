@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Distribution:
     scheduler: str | None = None
     workers: int | None = None
 
-    def check(self) -> None:
+    def check(self, prefect_api: str | None) -> None:
         """Raise InputError for a wish that cannot be met; a scheduler is asked, for a few seconds."""
         if self.runner is None and (self.scheduler is not None or self.workers is not None):
             raise InputError("--scheduler and --workers need a task runner", where="--runner", fix="add --runner dask")
@@ -39,6 +40,12 @@ class Distribution:
             raise InputError("a scheduler has its own workers", where="--workers", fix="give --scheduler or --workers")
         if self.workers is not None and self.workers < 1:
             raise InputError("too few workers", where="--workers", got=self.workers, wanted="1 or more")
+        if self.runner is not None and not prefect_api:
+            raise InputError(
+                "workers report to a Prefect server, and none is running",
+                where="--runner dask",
+                fix="start one (`bitsmith up`), or set PREFECT_API_URL to one that the workers reach",
+            )
         if self.scheduler is not None:
             _check_scheduler(self.scheduler)
 
@@ -65,7 +72,7 @@ def _check_scheduler(address: str) -> None:
 
 async def _workers(address: str) -> int:
     """How many workers a scheduler has. Not by a Client: one that failed keeps the process from ending for 20 s."""
-    from distributed.comm import connect
+    from distributed.comm.core import connect
     from distributed.core import send_recv
 
     comm = await connect(address, timeout=PATIENCE)  # type: ignore[no-untyped-call]
@@ -103,6 +110,7 @@ def cluster(wanted: Distribution) -> Iterator[Cluster]:
         return
     from prefect_dask import DaskTaskRunner
 
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     # A process each, because a step uses all of one; loopback only.
     local = {"host": "127.0.0.1", "dashboard_address": None, "threads_per_worker": 1, "processes": True}
     runner = (

@@ -13,6 +13,7 @@ from typing import Any
 
 from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 
 from pipelines.build import Build, prepare
@@ -88,7 +89,7 @@ def compress(
     started = time.perf_counter()
     build = prepare(recipe, tuple((set or {}).items()), settings(store, tracking), device)
     distribution = Distribution(runner, scheduler, workers)
-    distribution.check()
+    distribution.check(PREFECT_API_URL.value())
     check_tracking(build.where.tracking)
     check(build)
     job = job_of(build, device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.code_id import module_digests
+from pipelines.determinism import fix_order_of_sums
 from pipelines.graph import Bound, bind
 from pipelines.items import Handle, Item, block_item, independent_items
 from pipelines.sources import open_source_model, open_source_text
@@ -19,6 +22,7 @@ from schemas.calibrate import ModelSource, TextSource
 from schemas.errors import InputError
 from schemas.recipe import Recipe
 from steps.step import Env
+from store.artifacts import Artifacts
 from store.open import Store
 
 Progress = Callable[[str, int, int], None]
@@ -58,12 +62,13 @@ class NodeState:
 
 
 class Runner:
-    """One recipe on one store.
+    """One recipe on one store. Whoever computes has one, so the order of sums is fixed here (pipelines/determinism.py).
 
     `forced` holds keys whose traces are not believed in this run, because what they point to is gone or damaged.
     """
 
     def __init__(self, recipe: Recipe, store: Store, place: Place) -> None:
+        fix_order_of_sums()
         self.recipe, self.store, self.place = recipe, store, place
         self.bound = bind(recipe)
         self.by_id = {b.id: b for b in self.bound}
@@ -192,23 +197,30 @@ class Runner:
 
     def _run(self, item: Item, progress: Callable[[int, int, str], None] | None = None) -> dict[str, str]:
         started = time.perf_counter()
+        digests = self.call(item, self.store.artifacts, progress)
+        facts = {
+            "seconds": round(time.perf_counter() - started, 6),
+            "created": time.time(),
+            "process": f"{socket.gethostname()}:{os.getpid()}",
+            "modules": module_digests(item.step.module),
+        }
+        # A step that is not deterministic (timings, a GPU) may have other outputs there already: the first count.
+        trace = self.store.traces.put(item.key, item.document, digests, facts)
+        self.forced.discard(item.key)
+        return trace.outputs
+
+    def call(
+        self, item: Item, artifacts: Artifacts, progress: Callable[[int, int, str], None] | None = None
+    ) -> dict[str, str]:
+        """Run an item's step and save what it returns, whether or not that is known; records nothing."""
         self.place.cache.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="step-", dir=self.place.cache))
         try:
             env = Env(_device(self.place.device), scratch, progress or (lambda done, total, what: None), MEMO)
             returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
-            digests = {port: self.store.artifacts.save_value(out, scratch=scratch) for port, out in returned.items()}
+            return {port: artifacts.save_value(out, scratch=scratch) for port, out in returned.items()}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        facts = {
-            "seconds": round(time.perf_counter() - started, 6),
-            "created": time.time(),
-            "modules": module_digests(item.step.module),
-        }
-        # Outputs of a step that is not deterministic (timings, a GPU) may be there from another process: the first count.
-        trace = self.store.traces.put(item.key, item.document, digests, facts)
-        self.forced.discard(item.key)
-        return trace.outputs
 
     def distrust_damaged(self, outputs: Mapping[str, Mapping[str, str]]) -> int:
         """Stop believing traces of this recipe whose outputs are not whole in the store; returns how many."""

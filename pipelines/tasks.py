@@ -51,6 +51,16 @@ def _opened(job: Job) -> Runner:
     return _RUNNERS[job]
 
 
+def _compute(
+    job: Job, node: str, outputs: Outputs, labels: Sequence[str], forced: Sequence[str]
+) -> tuple[int, list[str]]:
+    with _ONE_AT_A_TIME:
+        runner = _opened(job)
+        runner.forced = set(forced)
+        computed = runner.execute(node, outputs, labels, reporter())
+        return computed, sorted(set(forced) - runner.forced)
+
+
 @task(persist_result=False)
 def run_items(
     job: Job, node: str, outputs: Outputs, labels: Sequence[str], forced: Sequence[str]
@@ -59,8 +69,5 @@ def run_items(
 
     Returns how many this process computed itself, and those of the forced keys that are whole again.
     """
-    with _ONE_AT_A_TIME:
-        runner = _opened(job)
-        runner.forced = set(forced)
-        computed = runner.execute(node, outputs, labels, reporter())
-        return computed, sorted(set(forced) - runner.forced)
+    # Dask pickles this function by value, globals included; `_compute` goes by name.
+    return _compute(job, node, outputs, labels, forced)

@@ -114,6 +114,8 @@ class Report(Spec):
     build_digest: Digest
     recipe_digest: Digest
     recipe: str
+    recipe_document: dict[str, object]
+    """The explicit recipe, of which `recipe_digest` is the digest: enough to run it again."""
     model: str
     created: str
     seconds: float

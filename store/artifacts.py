@@ -63,13 +63,13 @@ class Artifacts:
     ) -> str:
         """Store a value and return its digest. Children are digests, loaded artifacts, or values to be saved as well.
 
-        `scratch`: a folder that is deleted next. Files in it are not copied but shared, where the disk can do that.
+        `scratch`: a folder that is deleted next. Files in it are taken out of it instead of copied, where the disk can.
         """
         manifest = {
             "meta": _plain(meta or {}),
             "tensors": {name: serial.write(each, self.blobs) for name, each in (tensors or {}).items()},
             "children": {name: self._child(each, scratch) for name, each in (children or {}).items()},
-            "files": {name: self._file(path, scratch) for name, path in (files or {}).items()},
+            "files": self._files(files or {}, scratch),
         }
         return self.manifests.put(canonical_json(manifest).encode())
 
@@ -86,9 +86,14 @@ class Artifacts:
             raise ValueError(f"a child is a digest or a value, got {child!r}")
         return child
 
+    def _files(self, files: Mapping[str, Path], scratch: Path | None) -> dict[str, Any]:
+        stored = {path: self._file(path, scratch) for path in set(files.values())}
+        return {name: stored[path] for name, path in files.items()}
+
     def _file(self, path: Path, scratch: Path | None) -> dict[str, Any]:
-        link = scratch is not None and path.resolve().is_relative_to(scratch.resolve())
-        return {"digest": self.blobs.put_file(path, link=link), "size": path.stat().st_size}
+        size = path.stat().st_size
+        move = scratch is not None and path.resolve().is_relative_to(scratch.resolve())
+        return {"digest": self.blobs.put_file(path, move=move), "size": size}
 
     def load(self, digest: str) -> StoredArtifact:
         """A view of a stored artifact. Nothing is read, so nothing can be missing, before something is asked of it."""

@@ -44,14 +44,14 @@ class Blobs:
             digest = sha256(view)
             if self.folder.touch(self.path(digest), len(view)):
                 return digest
-        return self._put(view, link=False)
+        return self._put(view, move=False)
 
-    def put_file(self, path: Path, *, link: bool = False) -> str:
-        """Store a file's content. `link`: nobody writes to the file again, so the store may share its bytes."""
-        return self._put(path, link=link)
+    def put_file(self, path: Path, *, move: bool = False) -> str:
+        """Store a file's content. `move`: the file is ours to take away, so it need not be copied."""
+        return self._put(path, move=move)
 
-    def _put(self, source: Bytes | Path, link: bool) -> str:
-        staged = self.folder.stage(source, link=link)
+    def _put(self, source: Bytes | Path, move: bool) -> str:
+        staged = self.folder.stage(source, move=move)
         self.folder.place(staged, self.path(staged.digest))
         return staged.digest
 

@@ -20,12 +20,12 @@ SYNC_THREADS = 16
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
 
 
-def write_temporary(folder: Path, source: Bytes | Path | Iterator[bytes], link: bool = False) -> Staged:
+def write_temporary(folder: Path, source: Bytes | Path | Iterator[bytes], move: bool = False) -> Staged:
     """Put content under a fresh temporary name in `folder`; nothing stays there if that fails."""
     make_folder(folder)
     temporary = folder / f"{os.getpid()}-{uuid.uuid4().hex}"
     try:
-        if isinstance(source, Path) and link and _linked(source, temporary):
+        if isinstance(source, Path) and move and _moved(source, temporary):
             temporary.chmod(0o444)
             return Staged(sha256_file(temporary), temporary.stat().st_size, temporary)
         file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444)
@@ -45,12 +45,12 @@ def _chunks(source: Bytes | Path | Iterator[bytes]) -> Iterator[Bytes]:
     return source if isinstance(source, Iterator) else slices(source)
 
 
-def _linked(source: Path, to: Path) -> bool:
-    """Give a plain file that nothing else links to a second name; False if it must be copied after all."""
+def _moved(source: Path, to: Path) -> bool:
+    """Rename a plain file that has no other name; False if it must be copied after all."""
     if source.is_symlink() or source.stat().st_nlink != 1:
         return False
     try:
-        os.link(source, to)
+        source.rename(to)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise

@@ -55,8 +55,8 @@ class Folder(Protocol):
     def scan(self, prefix: str) -> Iterator[Entry]:
         """All files below `prefix`, in no order."""
 
-    def stage(self, source: Bytes | Path, *, link: bool = False) -> Staged:
-        """Take content in and hash it. `link`: nobody writes to the file again, so its bytes may be shared."""
+    def stage(self, source: Bytes | Path, *, move: bool = False) -> Staged:
+        """Take content in and hash it. `move`: the file is ours to take away."""
 
     def place(self, staged: Staged, path: str, *, late: bool = False) -> bool:
         """Give staged content its name unless the name is taken (then False). `late`: after all that is not late."""

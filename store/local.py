@@ -92,9 +92,9 @@ class LocalFolder:
                     stat = entry.stat()
                     yield Entry(path, stat.st_size, stat.st_mtime)
 
-    def stage(self, source: Bytes | Path, *, link: bool = False) -> Staged:
+    def stage(self, source: Bytes | Path, *, move: bool = False) -> Staged:
         with guard(self.url):
-            return write_temporary(self._root / TEMPORARY, source, link)
+            return write_temporary(self._root / TEMPORARY, source, move)
 
     def place(self, staged: Staged, path: str, *, late: bool = False) -> bool:
         with guard(self.url):

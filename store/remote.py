@@ -132,7 +132,7 @@ class RemoteFolder:
             path = at.lstrip("/").removeprefix(self._root.lstrip("/")).lstrip("/")
             yield Entry(path, int(info["size"]), _modified(info))
 
-    def stage(self, source: Bytes | Path, *, link: bool = False) -> Staged:
+    def stage(self, source: Bytes | Path, *, move: bool = False) -> Staged:
         if isinstance(source, Path):
             return Staged(sha256_file(source), source.stat().st_size, source)
         content = source if isinstance(source, bytes) else bytes(source)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     build = prepare(options.recipe, [parse_assignment(a) for a in options.set], where, options.device)
     report = _from_traces(build, started)
     if report is None:
-        Distribution(options.runner, options.scheduler, options.workers).check()
+        api = os.environ.get("PREFECT_API_URL") or where.prefect_api
+        Distribution(options.runner, options.scheduler, options.workers).check(api)
         check_tracking(where.tracking)
         check(build)
         report = _through_prefect(options, build)
@@ -58,6 +61,7 @@ def _through_prefect(options: argparse.Namespace, build: Build) -> Report:
     from pipelines.finish import GateFailure
     from pipelines.flow import compress
 
+    _leave_the_last_word_to_the_command()
     assignments = dict(parse_assignment(a) for a in options.set)
     try:
         return Report.model_validate(
@@ -76,6 +80,15 @@ def _through_prefect(options: argparse.Namespace, build: Build) -> Report:
         return failure.report
 
 
+def _leave_the_last_word_to_the_command() -> None:
+    """Keep what Prefect logs about failed and interrupted runs off the console: whoever catches the error says it.
+
+    The Prefect server still gets these records.
+    """
+    for handler in logging.getLogger("prefect").handlers:
+        handler.addFilter(lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs")))
+
+
 def write_json(path: Path, document: object) -> None:
     """Write a JSON file, making its folder."""
     try:
@@ -89,7 +102,6 @@ def write_json(path: Path, document: object) -> None:
 
 def check_prefect(started: str | None) -> None:
     """Raise InputError within seconds when a Prefect server is configured and does not answer."""
-    import os
     import urllib.error
     import urllib.request
 

@@ -44,7 +44,7 @@ def test_an_object_is_named_by_its_content(store: Store, size: int) -> None:
     assert store.blobs.get_range(digest, size // 3, size // 2) == data[size // 3 : size // 2]
 
 
-def test_a_file_is_stored_copied_or_shared(store: Store, tmp_path: Path) -> None:
+def test_a_file_is_stored_copied_or_moved(store: Store, tmp_path: Path) -> None:
     path, data = tmp_path / "weights", os.urandom(9 << 20)
     path.write_bytes(data)
     digest = store.blobs.put_file(path)

@@ -15,7 +15,7 @@ from pipelines import servers
 from pipelines.services import ServiceState
 from schemas.report import Report
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("services")]
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 

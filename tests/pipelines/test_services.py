@@ -22,7 +22,7 @@ from pipelines.processes import Handle, lives, reserve_port
 from pipelines.services import ServiceState, down, running, show_status, up
 from schemas.errors import InputError
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("own services")]
 
 FLOW = """
 import os, time

@@ -73,3 +73,9 @@ def open_build(folder: Path, *assignments: tuple[str, Any], **changes: Any) -> B
 def run_build(build: Build) -> Built:
     """Run all nodes in this process, without Prefect."""
     return drive(build.runner, build.runner.execute)
+
+
+def build_and_tell(folder: Path, changes: dict[str, Any], out: Path) -> None:
+    """What another process does in a test: a build, whose outputs and computed items by node it writes as JSON."""
+    built = run_build(open_build(folder, **changes))
+    out.write_text(json.dumps([built.outputs, {r.id: r.units_computed for r in built.rows}]))

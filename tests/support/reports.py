@@ -68,6 +68,7 @@ def example_report(**changes: Any) -> Report:
         "build_digest": digest("build"),
         "recipe_digest": digest("recipe"),
         "recipe": "demo",
+        "recipe_document": {"name": "demo", "nodes": {}},
         "model": "tiny",
         "created": "2026-01-02T03:04:05+00:00",
         "seconds": 61.5,
