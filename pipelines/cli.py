@@ -87,22 +87,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 (gates failed, damage or a difference found), 2 (bad input) or 130 (interrupted)."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        options = parser().parse_args(arguments)
-        return _dispatch(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; everything finished so far is in the store, run the same command to go on", file=sys.stderr
-        )
-        return EXIT_INTERRUPTED
+        return _dispatch(parser().parse_args(arguments))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except BaseException as error:
+        return _say(error)
     finally:
         if arguments is None:
             _end_at_once_from_now_on()
+
+
+def _say(error: BaseException) -> int:
+    """One message and the exit code for an interrupt or bad input; anything else is raised again."""
+    if _interrupted(error):
+        print("\ninterrupted; everything finished so far is in the store, run the same command to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if isinstance(error, InputError):
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    raise error
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an interrupt is behind an error: libraries that are cut off half way may end in another one.
+
+    Prefect has a BaseException of its own for SIGTERM.
+    """
+    while error is not None:
+        if not isinstance(error, Exception | SystemExit | GeneratorExit):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -70,10 +70,11 @@ def main() -> None:
         change_one_weight(folder / "model", f"model.layers.{blocks - 1}.mlp.down_proj.weight")
         again = run_build(open_build(folder, **CHANGES))
         computed = {row.id: row.units_computed for row in again.rows}
+        print("one weight of the last down projection changed:")
         print(
-            f"one weight of the last down projection: {computed['candidates']} of {blocks * 4 * len(FORMATS)} "
-            f"candidates computed, {len(FORMATS)} depend on it; {computed['statistics']} block(s) of statistics, 1 depends"
+            f"  {computed['candidates']} of {blocks * 4 * len(FORMATS)} candidates computed, {len(FORMATS)} depend on it"
         )
+        print(f"  statistics of {computed['statistics']} block(s) computed, 1 depends on it")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Model(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-FEW = settings(max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class LocalModel(Model):
@@ -157,7 +157,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_flipped_bit_is_found_and_named(whole: Store, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

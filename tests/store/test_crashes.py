@@ -60,8 +60,8 @@ def _check_nothing_half_written(store: Store) -> int:
 
 def test_a_killed_writer_leaves_only_whole_results(tmp_path: Path) -> None:
     written = 0
-    for number in range(4):
-        store = _kill_a_writer(tmp_path, 0.15 + 0.31 * number)
+    for number in range(3):
+        store = _kill_a_writer(tmp_path, 0.2 + 0.4 * number)
         written += _check_nothing_half_written(store)
     assert written > 0
     assert [*store.folder.scan("tmp")] != []
