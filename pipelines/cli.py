@@ -101,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _say(error: BaseException) -> int:
     """One message and the exit code for an interrupt or bad input; anything else is raised again."""
     if _interrupted(error):
-        print("\ninterrupted; everything finished so far is in the store, run the same command to go on", file=sys.stderr)
+        print(
+            "\ninterrupted; everything finished so far is in the store, run the same command to go on", file=sys.stderr
+        )
         return EXIT_INTERRUPTED
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)

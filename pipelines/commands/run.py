@@ -85,7 +85,7 @@ def _leave_the_last_word_to_the_command() -> None:
 
     The Prefect server still gets these records.
     """
-    for handler in logging.getLogger("prefect").handlers:
+    for handler in (*logging.getLogger().handlers, *logging.getLogger("prefect").handlers):
         handler.addFilter(lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs")))
 
 

@@ -41,9 +41,8 @@ def run(state: Path, *words: str) -> tuple[float, dict[str, Any]]:
 
 def step_seconds(state: Path) -> float:
     """Seconds inside steps, over all traces of the store."""
-    traces = Store(str(state / "store")).traces
-    keys = [path.rsplit("/", 1)[1] for path in traces.list()]
-    return sum(trace.facts["seconds"] for trace in traces.get_many(keys).values())
+    traces = Store(str(state / "store")).traces.all().values()
+    return sum(float(trace.facts["seconds"]) for trace in traces)
 
 
 def main() -> None:

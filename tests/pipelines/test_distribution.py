@@ -83,7 +83,6 @@ def test_two_workers_over_s3_make_what_one_process_makes(
     url = f"s3://{BUCKET}/two/store"
     env = own_places(tmp_path / "here") | reach_s3 | {"BITSMITH_HOME": str(services.folder)}
     report = build_on_dask(services, local[0], url, env, "--workers", "2")
-    print([(n.id, n.seconds) for n in report.nodes], report.seconds)
     assert report.packed.digest == local[1].outputs["packed"]["packed"]
     computed = {n.id: n.units_computed for n in report.nodes}
     assert computed == {r.id: r.units_computed for r in local[1].rows}
