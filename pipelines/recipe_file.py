@@ -136,7 +136,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, [name for name in known if name != word], n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

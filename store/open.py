@@ -25,6 +25,9 @@ VERSION = 1
 
 MARKER = "bitsmith.json"
 
+OWN = {"artifacts", "builds", "conflicts", "leases", "objects", "pins", "promoted", "quarantine", "tmp", "traces"}
+"""All names that this package makes directly below a store's address."""
+
 
 class Store:
     """Cheap to open, imports fsspec only for remote addresses and torch only when a tensor is touched.
@@ -92,12 +95,13 @@ class Store:
             probe = f"tmp/probe-{uuid.uuid4().hex}"
             self.folder.replace(probe, b"probe")
             self.folder.remove(probe)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FileExistsError) as error:  # the latter from a link that leads nowhere
             raise InputError("The store's bucket or folder does not exist", where=self.url, got=error) from error
 
     def _check_marker(self) -> None:
         found = read_record(self.folder, MARKER)
         if found is None:
+            self._check_not_someone_elses()
             self.folder.replace(MARKER, encode({"version": VERSION}))
         elif found["version"] != VERSION:
             raise InputError(
@@ -106,6 +110,23 @@ class Store:
                 got=f"layout {found['version']}",
                 wanted=f"layout {VERSION}",
                 fix="use that version, or another store",
+            )
+
+    def _check_not_someone_elses(self) -> None:
+        """A folder on disk without a marker may hold nothing but what we, in another process, have just begun."""
+        root = self.folder.root
+        if root is None or not root.is_dir():
+            return
+        foreign = sorted(
+            p.name for p in root.iterdir() if p.name not in OWN | {MARKER, "lost+found"} and p.name[0] != "."
+        )
+        if foreign:
+            raise InputError(
+                "This folder is not a Bitsmith store, and not empty",
+                where=self.url,
+                got=", ".join(foreign[:5]),
+                wanted="a store, or an empty or new folder",
+                fix="choose another place with --store",
             )
 
     def check_ours(self) -> None:

@@ -71,9 +71,7 @@ def main() -> None:
         again = run_build(open_build(folder, **CHANGES))
         computed = {row.id: row.units_computed for row in again.rows}
         print("one weight of the last down projection changed:")
-        print(
-            f"  {computed['candidates']} of {blocks * 4 * len(FORMATS)} candidates computed, {len(FORMATS)} depend on it"
-        )
+        print(f"  {computed['candidates']} of {blocks * 4 * len(FORMATS)} candidates computed, {len(FORMATS)} depend")
         print(f"  statistics of {computed['statistics']} block(s) computed, 1 depends on it")
 
 

@@ -1,6 +1,6 @@
 """Peak memory of every step of a whole build, with the process's memory limited to less than the model's size.
 
-    python tests/benchmarks/memory_build.py --limit-mib 1536 --folder FOLDER     # 3.3 GB of bf16, takes 12 GB of disk
+    python tests/benchmarks/memory_build.py --limit-mib 2048 --folder FOLDER     # 3.3 GB of bf16, takes 12 GB of disk
     python tests/benchmarks/memory_build.py --hidden 512 --inner 1408 --blocks 64 --limit-mib 200
 
 A random Llama is written shard by shard, then built by rounding to two formats, scored by fisher, without

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from builds import write_recipe
-from crashes import COMPUTE, MAIN, Bench, Moment, check_whole, deterministic, torture
+from crashes import COMPUTE, MAIN, Act, Bench, Moment, check_whole, deterministic, torture
 
 from pipelines import servers
 from pipelines.services import ServiceState
@@ -90,7 +90,7 @@ def test_interrupted_runs_say_so_and_the_next_goes_on(
     bench = Bench(tmp_path, recipe.with_name("interrupted.yaml"), services)
     bench.recipe.write_text(recipe.read_text())
     for ending in (signal.SIGINT, signal.SIGTERM):
-        attempt = bench.run(Moment(rng.uniform(0, 0.5), COMPUTE, rng.randint(3, 40)), ending)
+        attempt = bench.run(Moment(rng.uniform(0, 0.5), COMPUTE, rng.randint(3, 40)), interrupt(ending))
         assert attempt.code == 130, attempt.stderr[-3000:]
         *_, last = attempt.stderr.splitlines()
         assert last.startswith("interrupted") and "run the same command" in last
@@ -100,6 +100,11 @@ def test_interrupted_runs_say_so_and_the_next_goes_on(
     assert states(bench) == {"Crashed"}
     assert bench.run().code == 0
     check_same_build(bench, undisturbed)
+
+
+def interrupt(ending: signal.Signals) -> Act:
+    """Send that signal."""
+    return lambda process: process.send_signal(ending)
 
 
 def states(bench: Bench) -> set[str]:
@@ -112,5 +117,5 @@ def states(bench: Bench) -> set[str]:
 def test_an_interrupt_before_prefect_is_there(
     ending: signal.Signals, recipe: Path, services: ServiceState, tmp_path: Path
 ) -> None:
-    attempt = Bench(tmp_path, recipe, services).run(Moment(0.5, MAIN), ending)
+    attempt = Bench(tmp_path, recipe, services).run(Moment(0.5, MAIN), interrupt(ending))
     assert attempt.code == 130 and attempt.stderr.strip().startswith("interrupted"), attempt.stderr

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from store.open import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN, COMPUTE, FINISH, LOG = "main", "compute", "finish", "log"
+Act = Callable[[subprocess.Popen[bytes]], None]
 POLL = 0.01
 """Seconds between two looks at the log of a run."""
 
@@ -63,7 +65,7 @@ def moments(rng: random.Random, kills: int) -> Iterator[Moment]:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run: when it was ended, how, and what it began to compute though the store had it or not."""
+    """One run: when it was to be ended, its exit code, what it began to compute, and what it said."""
 
     moment: Moment | None
     code: int
@@ -107,8 +109,8 @@ class Bench:
         files = sorted(p for p in (self.folder / "builds").rglob("*") if p.is_file())
         return {str(p.relative_to(self.folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
-    def run(self, moment: Moment | None = None, ending: signal.Signals = signal.SIGKILL) -> Attempt:
-        """Run the command; end it at a moment, unless it ends before."""
+    def run(self, moment: Moment | None = None, act: Act = subprocess.Popen.kill) -> Attempt:
+        """Run the command; end it (or do something else) at a moment, unless it ends before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log, out, err = (self.folder / f"run.{name}" for name in ("log", "out", "err"))
         log.write_text("\n")
@@ -117,7 +119,8 @@ class Bench:
             process = subprocess.Popen(self._command(log), env=self._environment(), stdout=stdout, stderr=stderr)
             try:
                 if moment is not None:
-                    _end(process, moment, ending, log.read_text)
+                    _wait(process, moment, log.read_text)
+                    act(process)
                 code = process.wait(timeout=600)
             finally:
                 process.kill()
@@ -137,14 +140,11 @@ class Bench:
         return {**kept, **mine, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
-def _end(process: subprocess.Popen[bytes], moment: Moment, ending: signal.Signals, log: Callable[[], str]) -> None:
+def _wait(process: subprocess.Popen[bytes], moment: Moment, log: Callable[[], str]) -> None:
     while not moment.come(log()) and process.poll() is None:
         time.sleep(POLL)
-    deadline = time.monotonic() + moment.delay
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(POLL)
-    if process.poll() is None:
-        process.send_signal(ending)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=moment.delay)
 
 
 def torture(bench: Bench, rng: random.Random, kills: int) -> list[Attempt]:

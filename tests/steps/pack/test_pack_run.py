@@ -118,7 +118,7 @@ def test_a_process_without_our_code_computes_with_exactly_our_weights(tmp_path: 
     ids_NS = torch.arange(1, 33).view(2, 16)
     for name, model in cases.items():
         expected = modified_transformer(model, selections[name])(ids_NS).logits
-        torch.testing.assert_close(torch.load(tmp_path / name / "logits.pt"), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.load(tmp_path / name / "logits.pt"), expected, rtol=0, atol=1e-5)
 
 
 def test_one_group_per_stored_format_with_every_linear_in_exactly_one() -> None:
