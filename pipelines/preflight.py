@@ -26,7 +26,7 @@ from steps.pack.quantization_config import refusals
 from steps.pack.sizes import groups, unit_bytes, weights_of
 
 S = TypeVar("S", bound=Spec)
-FP32 = 4
+FP32, BF16 = 4, 2
 SPARE_DISK = 64 * 2**20
 """Room left for tokens, traces and databases, in bytes."""
 
@@ -173,13 +173,16 @@ def _disk(spec: Quantize, found: list[Unit], meta: Mapping[str, Any]) -> int:
 
 
 def _memory(recipe: Recipe, found: list[Unit], meta: Mapping[str, Any]) -> int:
-    """The largest block in fp32 with its Hessians, or the whole model in fp32 twice where a step needs it resident."""
+    """The largest block in fp32 with its Hessians, or the whole model where a step needs it resident.
+
+    `verify` holds it in its own dtype and widens it to fp32; `kl_probe` and `distill` hold it in fp32 twice.
+    """
     blocks: dict[int, int] = {}
     for unit in found:
         weights = sum(rows * columns for rows, columns in unit.shapes)
         blocks[unit.block] = blocks.get(unit.block, 0) + FP32 * weights + 2 * FP32 * unit.shapes[0][1] ** 2
     whole = {n.spec.step for n in recipe.nodes.values()} & {"kl_probe", "distill"}
-    resident = 2 * FP32 * weights_of(meta["shapes"]) if whole else 0
+    resident = (2 * FP32 if whole else BF16 + FP32) * weights_of(meta["shapes"])
     return max(*blocks.values(), resident)
 
 

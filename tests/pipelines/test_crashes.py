@@ -10,7 +10,7 @@ import pytest
 from builds import write_recipe
 from crashes import COMPUTE, MAIN, Act, Bench, Moment, check_whole, deterministic, torture
 
-from pipelines import servers
+from pipelines import cli, servers
 from pipelines.services import ServiceState
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("services")]
@@ -119,3 +119,19 @@ def test_an_interrupt_before_prefect_is_there(
 ) -> None:
     attempt = Bench(tmp_path, recipe, services).run(Moment(0.5, MAIN), interrupt(ending))
     assert attempt.code == 130 and attempt.stderr.strip().startswith("interrupted"), attempt.stderr
+
+
+def test_an_error_behind_which_is_an_interrupt_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect, cut off while it sets a task up, fails to record that and raises ValueError."""
+
+    def cut_off(options: object) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValueError("Task run is not set")
+
+    monkeypatch.setattr(cli, "_dispatch", cut_off)
+    assert cli.main(["status"]) == 130
+    assert capsys.readouterr().err.startswith("\ninterrupted")

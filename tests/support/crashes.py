@@ -79,7 +79,7 @@ class Attempt:
     @property
     def again(self) -> set[str]:
         """What was computed although its result was in the store."""
-        return self.present & set(self.begun)
+        return set(self.begun) & self.present
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def main() -> None:
     from pipelines import cli, finish, run
 
     run.Runner._run = watched(run.Runner._run, lambda _, item, *rest: f"{COMPUTE} {item.key}")  # type: ignore[method-assign]
-    finish.log_build = watched(finish.log_build, lambda *rest: LOG)
+    vars(finish)["log_build"] = watched(vars(finish)["log_build"], lambda *rest: LOG)
     cli.main = watched(cli.main, lambda *rest: MAIN)
     finish.finish = watched(finish.finish, lambda *rest: FINISH)
     sys.exit(cli.main())
