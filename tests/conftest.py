@@ -50,3 +50,10 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceState]
         yield up(ROOT, folder, say=lambda line: None)
     finally:
         down(folder, say=lambda line: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist's loadgroup, tests of one file stay in one process and in order, unless they name another group."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
