@@ -54,7 +54,7 @@ def refusal(error: OSError, where: str) -> InputError | None:
             "The store is full",
             where=where,
             got=error,
-            fix="free some space there (`bitsmith prune` lists what can go)",
+            fix="free some space there (`bitsmith prune --keep-builds N --dry-run` lists what can go)",
         )
     if code in CLOSED or isinstance(error, PermissionError):
         return InputError(
