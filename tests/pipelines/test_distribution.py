@@ -76,6 +76,7 @@ def makers(s3: dict[str, Any], url: str) -> Counter[str]:
     return Counter(record["facts"]["process"] for record in records if record)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("services")
 def test_two_workers_over_s3_make_what_one_process_makes(
     services: ServiceState, local: tuple[Path, Built], s3: dict[str, Any], reach_s3: dict[str, str], tmp_path: Path
