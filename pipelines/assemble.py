@@ -11,12 +11,13 @@ from pipelines.drive import Built
 from pipelines.graph import Bound
 from pipelines.items import library_version
 from pipelines.run import Runner
+from schemas.allocate import Additivity
 from schemas.artifact import Digest
 from schemas.base import Spec, canonical_json, digest_of
 from schemas.calibrate import ModelSource
 from schemas.errors import InputError
 from schemas.recipe import Recipe
-from schemas.report import Distilled, NodeRow, Report
+from schemas.report import Distilled, Fit, NodeRow, Report
 from schemas.verify import Verify
 
 REPORTED_LIBRARIES = (
@@ -71,6 +72,7 @@ def assemble(runner: Runner, built: Built, run: Run) -> Report:
         contrasts=verdict["contrasts"],
         uniform_format=plan["uniform_format"],
         predicted_kl=plan["predicted_kl"]["plan"],
+        experts=verdict.get("experts"),
         distilled=_distilled(metas["selection"]),
         allocation=plan["rows"],
         certificate=plan["certificate"],
@@ -81,6 +83,8 @@ def assemble(runner: Runner, built: Built, run: Run) -> Report:
         speed=verdict["speed"],
         device=verdict["device"],
         notes=_notes(runner, built),
+        fit=_fit(runner, built),
+        rounds=plan.get("rounds", ()),
         libraries={name: library_version(name) for name in REPORTED_LIBRARIES},
         mlflow_run_id=run.mlflow_run_id,
         prefect_flow_run_id=run.prefect_flow_run_id,
@@ -89,6 +93,7 @@ def assemble(runner: Runner, built: Built, run: Run) -> Report:
 
 def _verify_node(runner: Runner) -> Bound:
     found = [b for b in runner.bound if isinstance(b.node.spec, Verify)]
+    found = [b for b in found if "plan" in b.inputs] or found  # further file formats are verified without a plan
     if len(found) != 1:
         names = ", ".join(b.id for b in found) or "none"
         raise InputError("a build needs exactly one verify node", where=f"recipe {runner.recipe.name}", got=names)
@@ -114,7 +119,16 @@ def _model_name(runner: Runner) -> str:
 
 def _distilled(selection: Mapping[str, Any]) -> Distilled | None:
     facts = selection.get("distilled")
-    return Distilled(**{k: facts[k] for k in Distilled.model_fields}) if facts else None
+    return Distilled(**{k: facts[k] for k in Distilled.model_fields if k in facts}) if facts else None
+
+
+def _fit(runner: Runner, built: Built) -> Fit | None:
+    """What the additivity node found, if there is one and it could compare."""
+    for bound in runner.bound:
+        if isinstance(bound.node.spec, Additivity):
+            facts = _meta(runner, built, (bound.id, "additivity"))
+            return Fit(**{k: facts[k] for k in Fit.model_fields}) if "ratio" in facts else None
+    return None
 
 
 def _notes(runner: Runner, built: Built) -> tuple[str, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.assemble import build_digest
-from pipelines.drive import Built
+from pipelines.drive import Built, NotCached, look_up
 from pipelines.expand import expand
 from pipelines.recipe_file import load_recipe
 from pipelines.run import Place, Runner
@@ -18,6 +20,7 @@ from pipelines.sources import open_source_model
 from schemas.calibrate import ModelSource
 from schemas.recipe import Recipe, ShortRecipe
 from schemas.report import Report
+from store.errors import Unavailable
 from store.open import Store
 
 
@@ -49,6 +52,18 @@ def recorded(build: Build, built: Built) -> Report | None:
     """The report of an earlier, finished build with the same outputs; None if it was written by another version."""
     record = build.runner.store.builds.load(build_digest(build.recipe, built))
     return read_report(record) if record is not None else None
+
+
+def from_traces(build: Build, started: float) -> Report | None:
+    """The recorded report of a build of which every trace hits, with this run's node table; else None."""
+    try:
+        built: Built = look_up(build.runner)
+    except (NotCached, Unavailable):
+        return None
+    report = recorded(build, built)
+    if report is None or not all(Path(p.path).is_dir() for p in (report.packed, *(o.packed for o in report.also))):
+        return None
+    return report.model_copy(update={"nodes": built.rows, "seconds": round(time.perf_counter() - started, 3)})
 
 
 def read_report(record: Mapping[str, Any]) -> Report | None:

@@ -41,16 +41,26 @@ def parser() -> argparse.ArgumentParser:
 
     run = command("run", "build a recipe: compute what is not cached, pack, verify, report", recipe=True)
     run.add_argument("--json", metavar="FILE", type=Path, help="write the build report as JSON")
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    run.add_argument("--runner", choices=("dask",), help="where tasks run (default: in this process)")
-    run.add_argument("--scheduler", metavar="URL", help="with --runner dask: a running scheduler, tcp://HOST:PORT")
-    run.add_argument("--workers", metavar="N", type=int, help="with --runner dask: processes of this machine (2)")
+    sweep = command("sweep", "build a recipe at several budgets and draw the front of size against KL", recipe=True)
+    sweep.add_argument("--bits", metavar="LIST", required=True, help="budgets in bits per weight, e.g. 2.5,3,3.5")
+    sweep.add_argument("--over", choices=("linears", "file"), default="linears", help="which weights (linears)")
+    sweep.add_argument("--metrics", metavar="LIST", default="", help="also plan by these metrics, or by `all`")
+    sweep.add_argument("--random", metavar="N", type=int, default=0, help="also measure N random plans per budget (0)")
+    sweep.add_argument("--json", metavar="FILE", type=Path, help="write the list of build reports as JSON")
+    for each in (run, sweep):
+        each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        each.add_argument("--runner", choices=("dask", "ray"), help="where tasks run (default: in this process)")
+        each.add_argument("--scheduler", metavar="URL", help="of a running cluster: tcp://HOST:PORT of Dask, ray://HOST:PORT of Ray")
+        each.add_argument("--workers", metavar="N", type=int, help="with --runner: processes of this machine (2)")
     plan = command("plan", "check a recipe and show what would run, without running it", recipe=True)
     plan.add_argument("--json", metavar="FILE", type=Path, help="write the plan as JSON")
     explain = command("explain", "say why nodes are cached or have to run", recipe=True)
     explain.add_argument("node", nargs="?", help="a node of the recipe (default: all)")
+    _latency_command(command("latency", "measure how long linears take in each format, for a latency budget"))
     _store_commands(command)
-    commands.add_parser("up", help="start Prefect server and worker and MLflow on 127.0.0.1")
+    page = command("ui", "show a store's builds in a browser, on 127.0.0.1")
+    page.add_argument("--port", metavar="N", type=int, default=8484, help="8484; 0 for any that is free")
+    commands.add_parser("up", help="start Prefect server and worker, MLflow and the page on 127.0.0.1")
     commands.add_parser("down", help="stop what `up` started")
     commands.add_parser("status", help="say which services run")
     return top
@@ -65,9 +75,10 @@ def _store_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
         pin.add_argument("name")
         if name == "pin":
             pin.add_argument("digest", help="of a build or an artifact; the beginning of it will do")
-    promote = command("promote", "mark a build as good enough to use; prune keeps it")
+    promote = command("promote", "make a build the champion of its recipe; prune keeps it")
     promote.add_argument("digest", help="the build's; the beginning of it will do")
-    promote.add_argument("--undo", action="store_true", help="take the mark back")
+    promote.add_argument("--undo", action="store_true", help="take that back")
+    promote.add_argument("--tracking", metavar="URI", help="MLflow tracking URI, as of `run`")
     fsck = command("fsck", "verify everything in a store; damage goes to quarantine and is made again when needed")
     fsck.add_argument("--json", metavar="FILE", type=Path, help="write what was found as JSON")
     prune = command("prune", "delete what no kept build, no pin and no running build needs")
@@ -76,11 +87,34 @@ def _store_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
     lineage = command("lineage", "show what something was made from, down to texts and tensors")
     lineage.add_argument("what", metavar="FILE_OR_DIGEST", help=digest)
     lineage.add_argument("--depth", metavar="N", type=int, help="levels to show (default: all)")
+    verify = command("verify", "check that a packed folder is what was built, and measure it again")
+    verify.add_argument("what", metavar="FOLDER", help="a packed folder, or a file in it")
+    verify.add_argument("--model", metavar="SOURCE", help="the original (default: that of the build, if it is known)")
+    verify.add_argument("--text", metavar="SOURCE", help="text to measure on, with --model")
+    verify.add_argument("--length", metavar="N", type=int, default=256, help="with --text: tokens per window (256)")
+    verify.add_argument("--windows", metavar="N", type=int, default=128, help="with --text: windows at most (128)")
+    verify.add_argument("--quick", action="store_true", help="check every byte, measure nothing")
+    verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    verify.add_argument("--json", metavar="FILE", type=Path, help="write what was found as JSON")
     reproduce = command("reproduce", "compute some units of a build again and compare them byte by byte")
     reproduce.add_argument("what", metavar="FILE_OR_DIGEST", help=digest)
     reproduce.add_argument("--sample", metavar="N", type=int, default=5, help="units to compute (5)")
     reproduce.add_argument("--seed", metavar="N", type=int, default=0, help="of the choice of units (0)")
     reproduce.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
+
+
+def _latency_command(sub: argparse.ArgumentParser) -> None:
+    """Options of `latency`."""
+    sub.add_argument("recipe", nargs="?", help="a YAML file, or the name of a shipped recipe")
+    sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field of the recipe")
+    sub.add_argument("--shapes", metavar="LIST", help="instead of a recipe: OUTPUTSxINPUTS, e.g. 4096x4096,14336x4096")
+    sub.add_argument("--formats", metavar="LIST", help="with --shapes: formats, e.g. int3-g64,int4-g64")
+    sub.add_argument("--pack", choices=("compressed-tensors", "bitsmith"), help="file format whose engine is timed")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of activations (the model's own)")
+    sub.add_argument("--tokens", metavar="N", type=int, default=1, help="rows of input at once (1: decoding)")
+    sub.add_argument("--seconds", metavar="S", type=float, default=0.2, help="time to sample each cell for (0.2)")
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    sub.add_argument("--json", metavar="FILE", type=Path, help="write the table, for budget.latency.table")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,6 +173,14 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipelines.commands.run import run
 
             return run(options)
+        case "sweep":
+            from pipelines.commands.sweep import sweep
+
+            return sweep(options)
+        case "latency":
+            from pipelines.commands.latency import latency
+
+            return latency(options)
         case "plan":
             from pipelines.commands.plan import plan
 
@@ -168,6 +210,14 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipelines.commands.reproduce import reproduce
 
             return reproduce(options)
+        case "ui":
+            from pipelines.commands.ui import ui
+
+            return ui(options)
+        case "verify":
+            from pipelines.commands.verify import verify
+
+            return verify(options)
         case "up":
             from pipelines.services import up
 

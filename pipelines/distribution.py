@@ -1,27 +1,27 @@
-"""Where the tasks of a flow run: one after the other in its own process, or on the processes of a Dask cluster."""
+"""Where the tasks of a flow run: one after the other in its own process, or on the workers of Dask or Ray."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
+from pipelines.dask_workers import check_scheduler, dask_runner, workers_of
+from pipelines.ray_workers import check_ray, ray_runner, workers_of_ray
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from prefect import Task
-    from prefect_dask import DaskTaskRunner
+    from prefect.task_runners import TaskRunner
 
-RunnerKind = Literal["dask"]
+RunnerKind = Literal["dask", "ray"]
 BATCHES = 6
 """A Prefect task costs about 0.1 s, so a node of many items is handed out in a few batches; caching stays per item."""
 BATCHES_PER_WORKER = 2
 """At least, so that a slow batch does not leave the other workers idle for long."""
-PATIENCE = 5.0
-"""Seconds to wait for a scheduler's answer."""
+WORKERS = 2
+"""Processes of this machine if no number is given."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Distribution:
     def check(self, prefect_api: str | None) -> None:
         """Raise InputError for a wish that cannot be met; a scheduler is asked, for a few seconds."""
         if self.runner is None and (self.scheduler is not None or self.workers is not None):
-            raise InputError("--scheduler and --workers need a task runner", where="--runner", fix="add --runner dask")
+            fix = "add --runner dask or --runner ray"
+            raise InputError("--scheduler and --workers need a task runner", where="--runner", fix=fix)
         if self.scheduler is not None and self.workers is not None:
             raise InputError("a scheduler has its own workers", where="--workers", fix="give --scheduler or --workers")
         if self.workers is not None and self.workers < 1:
@@ -43,80 +44,46 @@ class Distribution:
         if self.runner is not None and not prefect_api:
             raise InputError(
                 "workers report to a Prefect server, and none is running",
-                where="--runner dask",
+                where=f"--runner {self.runner}",
                 fix="start one (`bitsmith up`), or set PREFECT_API_URL to one that the workers reach",
             )
-        if self.scheduler is not None:
-            _check_scheduler(self.scheduler)
-
-
-def _check_scheduler(address: str) -> None:
-    """InputError unless a Dask scheduler with at least one worker answers there."""
-    try:
-        workers = asyncio.run(asyncio.wait_for(_workers(address), PATIENCE))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            "no Dask scheduler answers",
-            where=f"--scheduler {address}",
-            got=" ".join(str(error).split()) or f"no answer within {PATIENCE:g} s",
-            wanted="the address of a running scheduler, e.g. tcp://10.0.0.5:8786",
-            fix="start one with `dask scheduler`, and workers with `dask worker ADDRESS --nthreads 1`",
-        ) from error
-    if not workers:
-        raise InputError(
-            "the Dask scheduler has no workers",
-            where=f"--scheduler {address}",
-            fix=f"start some: `dask worker {address} --nthreads 1`",
-        )
-
-
-async def _workers(address: str) -> int:
-    """How many workers a scheduler has. Not by a Client: one that failed keeps the process from ending for 20 s."""
-    from distributed.comm.core import connect
-    from distributed.core import send_recv
-
-    comm = await connect(address, timeout=PATIENCE)  # type: ignore[no-untyped-call]
-    try:
-        return len((await send_recv(comm, op="identity"))["workers"])
-    finally:
-        comm.abort()
+        if self.runner == "ray":
+            check_ray(self.scheduler)
+        elif self.scheduler is not None:
+            check_scheduler(self.scheduler)
 
 
 class Cluster:
-    """Runs batches of a node's items; without a Dask task runner, one after the other in this process."""
+    """Runs batches of a node's items; without a task runner, one after the other in this process."""
 
-    def __init__(self, dask: DaskTaskRunner | None = None) -> None:
-        self._dask = dask
+    def __init__(self, runner: TaskRunner[Any] | None = None, workers: Callable[[], int] = lambda: 1) -> None:
+        self._runner, self._workers = runner, workers
 
     def batches(self, labels: Sequence[str]) -> list[Sequence[str]]:
         """Labels in order, cut into as many batches as keep the workers busy."""
-        workers = len(self._dask.client.nthreads()) if self._dask else 1
-        size = max(1, -(-len(labels) // max(BATCHES, BATCHES_PER_WORKER * workers)))
+        size = max(1, -(-len(labels) // max(BATCHES, BATCHES_PER_WORKER * self._workers())))
         return [labels[i : i + size] for i in range(0, len(labels), size)]
 
-    def run(self, tasks: Sequence[tuple[Task[Any, Any], dict[str, Any]]]) -> list[Any]:
-        """Results of tasks that do not depend on one another, in order."""
-        if self._dask is None:
-            return [task(**arguments) for task, arguments in tasks]
-        futures = [self._dask.submit(task, parameters=arguments) for task, arguments in tasks]
-        return [future.result() for future in futures]
+    def run(self, tasks: Sequence[tuple[Task[Any, Any], dict[str, Any]]]) -> Iterator[Any]:
+        """Results of tasks that do not depend on one another, in order, each once it and those before it are there."""
+        if self._runner is None:
+            yield from (task(**arguments) for task, arguments in tasks)
+            return
+        futures = [self._runner.submit(task, parameters=arguments) for task, arguments in tasks]
+        yield from (future.result() for future in futures)
 
 
 @contextmanager
 def cluster(wanted: Distribution) -> Iterator[Cluster]:
-    """Start, or connect to, what was asked for; a local Dask cluster ends with the context."""
-    if wanted.runner is None:
-        yield Cluster()
-        return
-    from prefect_dask import DaskTaskRunner
-
-    logging.getLogger("distributed").setLevel(logging.WARNING)
-    # A process each, because a step uses all of one; loopback only.
-    local = {"host": "127.0.0.1", "dashboard_address": None, "threads_per_worker": 1, "processes": True}
-    runner = (
-        DaskTaskRunner(address=wanted.scheduler)
-        if wanted.scheduler
-        else DaskTaskRunner(cluster_kwargs={**local, "n_workers": wanted.workers or 2})
-    )
-    with runner:
-        yield Cluster(runner)
+    """Start, or connect to, what was asked for; a cluster of this machine ends with the context."""
+    match wanted.runner:
+        case None:
+            yield Cluster()
+        case "dask":
+            with dask_runner(wanted.scheduler, wanted.workers or WORKERS) as dask:
+                yield Cluster(dask, lambda: workers_of(dask))
+        case "ray":
+            with ray_runner(wanted.scheduler, wanted.workers or WORKERS) as ray:
+                yield Cluster(ray, workers_of_ray)
+        case _:
+            assert_never(wanted.runner)

@@ -50,12 +50,13 @@ def drive(runner: Runner, execute: Execute, on_cached: Callable[[NodeRow], None]
             rows = tuple(_node(runner, bound, outputs, execute, on_cached) for bound in runner.bound)
             return Built(outputs, rows)
         except Unavailable as damage:
-            if attempt == RECOVERIES or runner.distrust_damaged(outputs) == 0:
+            if attempt == RECOVERIES:
                 raise InputError(
-                    "the store lost an object that cannot be made again",
+                    "the store loses objects faster than they are made again",
                     where=str(damage),
-                    fix="run `bitsmith fsck`, then run the build again",
+                    fix="check its disk, run `bitsmith fsck`, then run the build again",
                 ) from damage
+            runner.distrust_damaged(outputs, thorough=attempt > 0)
     raise AssertionError("unreachable")
 
 

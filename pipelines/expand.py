@@ -7,9 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.methods.rounding import rounding_of
+from pipelines.refinement import refinement, training_text
+from pipelines.packings import for_target, packing_nodes, priced
+from pipelines.rounds import choosing_text, second_round
 from schemas.calibrate import ModelSource
 from schemas.recipe import Node, Recipe, ShortRecipe
+from schemas.sensitivity import METRICS, PREDICT_KL
+from schemas.units import Units
 from steps.model.structure import units
+from steps.table import STEPS
 
 PROBE_LIMIT = 100_000_000
 """Linear weights up to which one forward pass per (unit, format) is cheap enough to be the default metric."""
@@ -17,15 +23,21 @@ PROBE_LIMIT = 100_000_000
 
 def expand(short: ShortRecipe, open_meta: Callable[[ModelSource], Mapping[str, Any]]) -> Recipe:
     """The recipe's nodes; `open_meta` reads a model's config and shapes (only for `sensitivity: auto`)."""
+    short = for_target(short)
     source = ModelSource(step="model", source=short.model.source, revision=short.model.revision)
+    scores = _score_node(short, source, open_meta)
     nodes = {
         "model": Node(spec=source),
         **_text_nodes(short),
         **_candidate_nodes(short),
-        "scores": _score_node(short, source, open_meta),
+        "scores": scores,
         **_plan_nodes(short),
+        **_additivity_nodes(short, scores.spec.step),
         **_build_nodes(short),
     }
+    for name in ("scoring_reference", "scoring"):  # metrics that need no text, or no logits, leave these unread
+        if not any(edge.partition(".")[0] == name for node in nodes.values() for edge in node.inputs.values()):
+            del nodes[name]
     return Recipe(name=short.name, nodes=nodes)
 
 
@@ -47,17 +59,18 @@ def _text_nodes(short: ShortRecipe) -> dict[str, Node]:
             seed=text.seed,
         )
 
+    part = "kept" if short.rounds == 2 and text.choose is None else "all"
     nodes = {
-        "calibration_text": _node("text", source=text.calibrate, field=text.field),
+        "calibration_text": _node("text", source=text.calibrate, field=text.field, part=part),
         "evaluation_text": _node("text", source=text.evaluate, field=text.field),
         "calibration": tokens("calibration_text", "stream", text.calibrate_windows),
         "scoring": tokens("calibration_text", "document", text.score_windows),
         "evaluation": tokens("evaluation_text", "document", text.evaluate_windows),
         "reference": _node("reference", {"model": "model", "tokens": "evaluation"}, batch=short.batch),
     }
-    if short.distill is not None:
-        nodes["training"] = tokens("calibration_text", "stream", text.distill_windows, skip=text.calibrate_windows)
-    return nodes
+    if short.rounds == 2:
+        nodes |= choosing_text(short, _node)
+    return nodes | training_text(short, tokens)
 
 
 def _candidate_nodes(short: ShortRecipe) -> dict[str, Node]:
@@ -65,10 +78,21 @@ def _candidate_nodes(short: ShortRecipe) -> dict[str, Node]:
     return {
         "statistics": _node("calibrate", {"model": "model", "tokens": "calibration"}, batch=short.batch),
         "candidates": _node(
-            "quantize", {"model": "model", "statistics": "statistics"}, formats=short.formats, rounding=rounding
+            "quantize",
+            {"model": "model", "statistics": "statistics"},
+            formats=short.formats,
+            rounding=rounding,
+            units=_units(short),
         ),
         "scoring_reference": _node("reference", {"model": "model", "tokens": "scoring"}, batch=short.batch),
     }
+
+
+def _units(short: ShortRecipe) -> Units:
+    ends = short.embeddings
+    return Units(
+        grouping=short.units, embedding=ends.embedding, head=ends.head, router=short.router, keep=short.keep
+    )
 
 
 def _score_node(short: ShortRecipe, source: ModelSource, open_meta: Callable[[ModelSource], Mapping[str, Any]]) -> Node:
@@ -77,23 +101,17 @@ def _score_node(short: ShortRecipe, source: ModelSource, open_meta: Callable[[Mo
         meta = open_meta(source)
         weights = sum(math.prod(shape) for unit in units(meta["config"], meta["shapes"]) for shape in unit.shapes)
         metric = "kl_probe" if weights <= PROBE_LIMIT else "fisher"
-    inputs = {"model": "model", "candidates": "candidates", "tokens": "scoring"}
-    if metric == "kl_probe":
-        inputs["reference"] = "scoring_reference"
-    return _node(metric, inputs, batch=short.batch)
+    sources = {"model": "model", "candidates": "candidates", "tokens": "scoring", "reference": "scoring_reference"}
+    spec = METRICS[metric]
+    row = next(each for each in STEPS if each.spec is spec)
+    batch = {"batch": short.batch} if "batch" in spec.model_fields else {}
+    return _node(metric, {port: sources[port] for port in row.inputs}, **batch)
 
 
 def _plan_nodes(short: ShortRecipe) -> dict[str, Node]:
-    nodes = {
-        "plan": _node(
-            "allocate",
-            {"model": "model", "candidates": "candidates", "scores": "scores"},
-            budget=short.budget,
-            allocator=short.allocator,
-            pins=short.pins,
-            pack=short.pack,
-        )
-    }
+    asked = {"budget": short.budget, "allocator": short.allocator, "pins": short.pins, **priced(short)}
+    inputs = {"model": "model", "candidates": "candidates", "scores": "scores"}
+    nodes = second_round(short, asked, _node) if short.rounds == 2 else {"plan": _node("allocate", inputs, **asked)}
     for name, plan in (("allocated", "plan"), ("uniform", "uniform"), ("greedy", "greedy")):
         nodes[name] = _node("select", {"candidates": "candidates", "plan": "plan"}, plan=plan)
         nodes[f"{name}_evaluation"] = _node(
@@ -104,31 +122,19 @@ def _plan_nodes(short: ShortRecipe) -> dict[str, Node]:
     return nodes
 
 
+def _additivity_nodes(short: ShortRecipe, metric: str) -> dict[str, Node]:
+    """The plan measured on the text that its scores are of, if these are nats."""
+    if metric not in PREDICT_KL:
+        return {}
+    tokens = {"tokens": "scoring", "reference": "scoring_reference"}
+    return {
+        "scored_evaluation": _node(
+            "evaluate", {"model": "model", "selection": "allocated", **tokens}, batch=short.batch
+        ),
+        "additivity": _node("additivity", {"plan": "plan", "scores": "scores", "evaluation": "scored_evaluation"}),
+    }
+
+
 def _build_nodes(short: ShortRecipe) -> dict[str, Node]:
-    nodes, final = {}, "allocated"
-    if short.distill is not None:
-        final = "distilled"
-        nodes[final] = _node(
-            "distill",
-            {"model": "model", "selection": "allocated", "tokens": "training"},
-            **short.distill.model_dump(),
-            seed=short.text.seed,
-        )
-    nodes["packed"] = _node("pack", {"model": "model", "selection": final}, format=short.pack)
-    nodes["verdict"] = _node(
-        "verify",
-        {
-            "packed": "packed",
-            "model": "model",
-            "selection": final,
-            "tokens": "evaluation",
-            "reference": "reference",
-            "plan": "plan",
-            "allocated": "allocated_evaluation",
-            "uniform": "uniform_evaluation",
-            "greedy": "greedy_evaluation",
-        },
-        gates=short.gates,
-        batch=short.batch,
-    )
-    return nodes
+    nodes, final = refinement(short, _node)
+    return {**nodes, **packing_nodes(short, final, _node)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,12 @@ import yaml
 
 from pipelines.assemble import Run, assemble
 from pipelines.build import Build
+from pipelines.delivery import deliver_others, export, write_notes
 from pipelines.drive import Built
+from pipelines.page import Page
 from pipelines.plots import draw
 from pipelines.run import Runner
+from pipelines.standing import judge
 from schemas.report import Report
 from store.lineage import Input, log_build
 
@@ -28,20 +30,33 @@ class GateFailure(Exception):
 
 
 def finish(build: Build, built: Built, flow_run: str | None, seconds: float) -> Report:
-    """Export, report, log and record a build whose nodes are all done."""
-    runner = build.runner
+    """Export, report, judge, log and record a build whose nodes are all done."""
+    runner, builds = build.runner, build.runner.store.builds
     draft = assemble(runner, built, Run(seconds, "", None, flow_run))
-    folder = build.where.builds / f"{runner.recipe.name}-{draft.packed.digest[:12]}"
-    if not folder.exists():
-        runner.store.artifacts.export(draft.packed.digest, folder)
-    run = Run(seconds, str(folder), None, flow_run)
-    report = assemble(runner, built, run)
-    report = assemble(runner, built, replace(run, mlflow_run_id=_log(build, built, report)))
-    runner.store.builds.save(report.build_digest, report.model_dump(mode="json"))
+    folder = export(build, draft.packed.digest)
+    report = assemble(runner, built, Run(seconds, str(folder), None, flow_run))
+    asked = (build.short or build.recipe).model_dump(mode="json", exclude_defaults=True)
+    also = deliver_others(build, built)
+    passed = report.passed and all(each.passed for each in also)
+    report = report.model_copy(update={"asked": asked, "also": also, "passed": passed})
+    write_notes(report)
+    # One at a time per recipe: two builds that end together must not both be judged against the champion before them.
+    with runner.store.leases.hold(f"champions/{report.recipe}"):
+        report = report.model_copy(update={"standing": judge(report, runner.store)})
+        page = Page(_page_path(build, report), runner.store.url)
+        report = report.model_copy(update={"mlflow_run_id": _log(build, built, report, page)})
+        report = page.beside(report)
+        builds.save(report.build_digest, report.model_dump(mode="json"))
+        if report.standing is not None and report.standing.champion:
+            builds.crown(report.recipe, report.build_digest)
     return report
 
 
-def _log(build: Build, built: Built, report: Report) -> str:
+def _page_path(build: Build, report: Report) -> Path:
+    return build.where.state / "reports" / f"{report.recipe}-{report.build_digest[:12]}.html"
+
+
+def _log(build: Build, built: Built, report: Report, page: Page) -> str:
     runner = build.runner
     document: Any = (build.short or build.recipe).model_dump(mode="json")
     with tempfile.TemporaryDirectory(prefix="bitsmith-plots-") as folder:
@@ -54,6 +69,7 @@ def _log(build: Build, built: Built, report: Report) -> str:
             _inputs(runner, built),
             plots,
             register_as=runner.recipe.name,
+            page=page.draw,
         )
 
 
@@ -73,7 +89,7 @@ def _scores(runner: Runner, built: Built) -> dict[str, dict[str, float]]:
     """Score of every (unit, format), for the sensitivity plot."""
     table: dict[str, dict[str, float]] = {}
     for bound in runner.bound:
-        if bound.step is not None and "scores" in bound.step.outputs:
+        if bound.step is not None and "scores" in bound.step.outputs and bound.node.spec.step != "rescore":
             value = runner.store.artifacts.load(built.outputs[bound.id]["scores"])
             for child in value.children.values():
                 table.setdefault(child.meta["unit"], {})[child.meta["format"]] = child.meta["score"]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 
 from pipelines.build import Build, prepare
+from pipelines.dead_runs import bury
 from pipelines.distribution import Cluster, Distribution, RunnerKind, cluster
-from pipelines.drive import Execute, Outputs, drive
+from pipelines.drive import Built, Execute, Outputs, drive
 from pipelines.finish import GateFailure, finish
 from pipelines.preflight import check
+from pipelines.progress import Watch, watch
 from pipelines.settings import settings
 from pipelines.tasks import Job, run_items, share
 from schemas.base import canonical_json
-from schemas.report import NodeRow
+from schemas.report import NodeRow, Report
 from store.lineage import check_tracking
 
 
@@ -38,23 +41,27 @@ def job_of(build: Build, device: str) -> Job:
     return Job(uuid.uuid4().hex, canonical_json(document), build.where.store, device)
 
 
-def handing_out(build: Build, job: Job, place: Cluster) -> Execute:
+def handing_out(build: Build, job: Job, place: Cluster, watched: Watch) -> Execute:
     """An `execute` that makes one Prefect task of each batch; batches of a block-scope node run in order."""
     runner = build.runner
 
     def execute(node: str, outputs: Outputs, labels: Sequence[str]) -> int:
-        tasks = [
-            (run_items.with_options(task_run_name=_name(node, batch)), {"node": node, "labels": batch})
-            for batch in place.batches(labels)
-        ]
+        batches = place.batches(labels)
         step = runner.by_id[node].step
         in_order = step is not None and step.scope == "block"
+        watched.begin(node, len(labels))
         computed = 0
-        for group in [[each] for each in tasks] if in_order else [tasks]:
-            common = {"job": job, "outputs": outputs, "forced": sorted(runner.forced)}
-            for count, whole_again in place.run([(each, {**common, **own}) for each, own in group]):
+        for group in [[each] for each in batches] if in_order else [batches]:
+            common = {"job": job, "node": node, "outputs": outputs, "forced": sorted(runner.forced)}
+            tasks = [
+                (run_items.with_options(task_run_name=_name(node, batch)), {**common, "labels": batch})
+                for batch in group
+            ]
+            for batch, (count, whole_again) in zip(group, place.run(tasks), strict=True):
                 computed += count
                 runner.forced.difference_update(whole_again)
+                watched.batch_done(len(batch))
+        watched.node_done()
         return computed
 
     return execute
@@ -83,25 +90,39 @@ def compress(
 ) -> dict[str, Any]:
     """Build a recipe (a path or a shipped name), fields overridden by `set` (dotted path -> value).
 
-    With `runner` dask its tasks run on the workers of `scheduler`, or on `workers` (2) processes of this machine.
+    With `runner` dask or ray tasks run on the workers of `scheduler`, or on `workers` (2) processes of this machine.
     Returns the report as JSON. A build whose gates fail is finished, recorded, and raised as GateFailure.
     """
-    started = time.perf_counter()
     build = prepare(recipe, tuple((set or {}).items()), settings(store, tracking), device)
-    distribution = Distribution(runner, scheduler, workers)
-    distribution.check(PREFECT_API_URL.value())
-    check_tracking(build.where.tracking)
-    check(build)
-    job = job_of(build, device)
-    share(job, build.runner)
-
-    def on_cached(row: NodeRow) -> None:
-        cached_node.with_options(task_run_name=row.id)(row.id, row.key, row.units_cached)
-
-    with build.runner.store.running(build.recipe.name):
-        with cluster(distribution) as place:
-            built = drive(build.runner, handing_out(build, job, place), on_cached)
-        report = finish(build, built, str(runtime.flow_run.id or "") or None, time.perf_counter() - started)
+    report = carry_out(build, device, Distribution(runner, scheduler, workers))
     if not report.passed:
         raise GateFailure(report)
     return report.model_dump(mode="json")
+
+
+def carry_out(build: Build, device: str, distribution: Distribution) -> Report:
+    """Do what a recipe asks for, within a flow: check, compute what is not cached, finish."""
+    started = time.perf_counter()
+    distribution.check(PREFECT_API_URL.value())
+    check_tracking(build.where.tracking)
+    check(build)
+    flow_run = str(runtime.flow_run.id or "") or None
+    with computed(build, device, distribution, flow_run) as built:
+        return finish(build, built, flow_run, time.perf_counter() - started)
+
+
+@contextmanager
+def computed(build: Build, device: str, distribution: Distribution, flow_run: str | None) -> Iterator[Built]:
+    """All nodes of a recipe, computed within a flow where they are not cached; under way until the context ends."""
+    job = job_of(build, device)
+
+    def on_cached(row: NodeRow) -> None:
+        cached_node.with_options(task_run_name=row.id)(row.id, row.key, row.units_cached)
+        watched.node_done()
+
+    bury(build.runner.store)
+    with watch(build.runner.store, build.recipe.name, len(build.runner.bound), flow_run) as watched:
+        share(job, build.runner, watched)
+        with cluster(distribution) as place:
+            built = drive(build.runner, handing_out(build, job, place, watched), on_cached)
+        yield built

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.code_id import code_of
 from pipelines.graph import Bound
-from schemas.artifact import Unit, item_name
+from schemas.artifact import Unit, item_name, unit_name
 from schemas.base import Spec, digest_of
 from schemas.quantize import Quantize
-from steps.model.structure import block_prefix, units
+from schemas.structure import EMBEDDING, FINAL_NORM
+from steps.model.offers import offers
+from steps.model.structure import block_prefix, find_units, last_block
 from steps.step import Step, Value, View
 
 if TYPE_CHECKING:
@@ -90,6 +92,47 @@ class PartView:
         return digest_of({"weights": self.weights.digest, **self.about})
 
 
+@dataclass(frozen=True)
+class UnitsView:
+    """The children of a selection that lie in a decoder block; its meta, which is about the whole, is left out."""
+
+    selection: Any
+    names: tuple[str, ...]
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+    @property
+    def children(self) -> Mapping[str, Value]:
+        """Units, and what the selection holds beside units."""
+        return {name: self.selection.children[name] for name in self.names}
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """None."""
+        return {}
+
+    @property
+    def digest(self) -> str:
+        """Of the children's digests by name."""
+        return digest_of({name: str(self.selection.children.digests[name]) for name in self.names})
+
+
+def units_view(selection: Any, block: int) -> UnitsView:
+    """A block's units by the beginning of their names; norms go with every block, the rest with the first one."""
+    own = f"layers.{block}"
+    names = [n for n in sorted(selection.children.digests) if n == own or n.startswith(f"{own}.") or n == "norms"]
+    rest = [n for n in sorted(selection.children.digests) if not n.startswith("layers.") and n != "norms"]
+    return UnitsView(selection, tuple(names + (rest if block == 0 else [])))
+
+
 def part(handle: Any, view: View, place: Place) -> Handle:
     """The part of an input that an item is handed."""
     match view:
@@ -106,6 +149,8 @@ def part(handle: Any, view: View, place: Place) -> Handle:
             return PartView(handle.view(names), {"unit": place.unit.model_dump(mode="json")})
         case "child":
             return handle.children[_child(handle, place)]  # type: ignore[no-any-return]
+        case "units":
+            return units_view(handle, place.block or 0)
         case "whole":
             return handle  # type: ignore[no-any-return]
 
@@ -122,8 +167,11 @@ def _child(handle: Any, place: Place) -> str:
 
 
 def _block_names(model: SourceModel, block: int) -> list[str]:
+    """The block's weights; with the first what makes its input, with the last the norm behind it."""
     names = [n for n in model.meta["shapes"] if n.startswith(block_prefix(block))]
-    return [*names, "model.embed_tokens.weight"] if block == 0 else names
+    before = [EMBEDDING] if block == 0 else []
+    behind = [FINAL_NORM] if block == last_block(model.meta["config"]) else []
+    return [*before, *names, *behind]
 
 
 @lru_cache(maxsize=64)
@@ -156,14 +204,19 @@ def places(bound: Bound, inputs: Mapping[str, Handle]) -> list[tuple[Place, Spec
     meta = inputs["model"].meta
     if bound.step.scope == "block":
         return [(Place(str(k), block=k), spec) for k in range(int(meta["config"]["num_hidden_layers"]))]
-    model_units = units(meta["config"], meta["shapes"])
     if isinstance(spec, Quantize):
-        return [(Place(item_name(u.name, f.name), u.block, u), spec.item(f)) for u in model_units for f in spec.formats]
-    by_name = {u.name: u for u in model_units}
-    labels: Iterator[str] = iter(inputs["candidates"].children)
-    chosen = [(label, by_name[label.rpartition("/")[0]]) for label in labels]
+        offered = offers(meta["config"], meta["shapes"], spec)
+        return [(_unit_place(o.unit, f.name), spec.item(f)) for o in offered for f in o.formats]
+    labels = list(inputs["candidates"].children)
+    named = find_units(meta["config"], meta["shapes"], {unit_name(label) for label in labels})
+    by_name = {u.name: u for u in named}
+    chosen = [(label, by_name[unit_name(label)]) for label in labels]
     # By block, so that what is cached per block in memory is used again.
     return [(Place(label, u.block, u), spec) for label, u in sorted(chosen, key=lambda c: (c[1].block, c[0]))]
+
+
+def _unit_place(unit: Unit, format_name: str) -> Place:
+    return Place(item_name(unit.name, format_name), unit.block, unit)
 
 
 def independent_items(bound: Bound, inputs: Mapping[str, Handle]) -> list[Item]:

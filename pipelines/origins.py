@@ -82,7 +82,7 @@ class Origins:
         return self._beginning(what)
 
     def _found(self, digest: str) -> Found:
-        packed = (b for b in self.builds if b.report.get("packed", {}).get("digest") == digest)
+        packed = (b for b in self.builds if digest in _packed_digests(b))
         return Found(digest, next(packed, None))
 
     def _packs(self) -> dict[str, dict[str, str]]:
@@ -171,6 +171,12 @@ class Origins:
                     if known is None or known.digest not in self.makers:
                         found[digest] = self._found(names[path])
         return found
+
+
+def _packed_digests(build: Build) -> list[str]:
+    """The packed artifacts of a build, one per file format."""
+    also: Any = build.report.get("also", ())
+    return [str(each.get("packed", {}).get("digest")) for each in (build.report, *also)]
 
 
 def _altered(path: Path, got: str | None, wanted: str, packed: str) -> InputError:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from schemas.quantize import parse_format
+from schemas.format import read_format
 from schemas.report import Measured, Report
+from schemas.sweep import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,6 +54,49 @@ def draw(
     return paths
 
 
+def draw_front(sweep: Sweep, folder: Path) -> list[Path]:
+    """Write `front.svg` and `front.png`: size against KL on a logarithmic scale, with 95 % intervals."""
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "front.svg", folder / "front.png"]
+    with matplotlib.rc_context(_STYLE):
+        figure = _front(sweep)
+        figure.savefig(paths[0], format="svg", metadata={"Date": None, "Creator": "Bitsmith"})
+        figure.savefig(paths[1], format="png", dpi=160, metadata={"Software": "Bitsmith"})
+    return paths
+
+
+def _front(sweep: Sweep) -> Figure:
+    """A line per series with a budget, marks for uniform formats; what is lower and further left is better."""
+    styles: dict[str, dict[str, Any]] = {
+        "mixed": {"fmt": "D-", "color": "crimson", "label": "mixed, packed"},
+        "allocated": {"fmt": "o-", "color": "darkorange", "label": "the plan, before training"},
+        "greedy": {"fmt": "^:", "color": "seagreen", "label": "greedy"},
+        "uniform": {"fmt": "s", "color": "steelblue", "label": "one format for all"},
+        "random": {"fmt": "x", "color": "silver", "label": "random"},
+    }
+    figure, axes = _figure(7.2, 4.8)
+    rows: dict[str, list[Point]] = {}
+    for each in sweep.points:
+        point = Point(each.label, each.bytes, each.kl.value, each.kl.low, each.kl.high)
+        if each.kl.low > 0:
+            rows.setdefault(each.series, []).append(point)
+    if all(abs(a.kl - b.kl) < b.kl / 100 for a, b in zip(rows["mixed"], rows["allocated"], strict=False)):
+        del rows["mixed"]  # nothing was trained: the packed files are the plans
+    for series in sorted(rows, key=lambda s: (s in styles, s != "uniform")):
+        points = sorted(rows[series], key=lambda p: p.bytes)
+        _errors(axes, points, ms=4, lw=1, **styles.get(series, {"fmt": ".--", "label": f"by {series}"}))
+    for series in ("uniform", "allocated"):
+        for point in rows.get(series, ()):
+            axes.annotate(point.label, (point.bytes / 1e6, point.kl), (5, 4), textcoords="offset points", fontsize=6.5)
+    axes.set(yscale="log", xlabel="packed weights, MB", ylabel="mean KL(original || compressed), nats per token")
+    axes.set_title(f"{sweep.recipe} on {sweep.model}: lower and further left is better")
+    axes.grid(which="both", alpha=0.2)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def place(unit: str) -> tuple[int, str]:
     """`layers.3.self_attn.qkv` -> (3, `self_attn.qkv`); anything else is a module of block 0."""
     match = re.search(r"layers\.(\d+)\.(.+)", unit)
@@ -60,9 +104,9 @@ def place(unit: str) -> tuple[int, str]:
 
 
 def bits_of(name: str) -> float:
-    """Nominal bits of a format's codes; NaN for a name that is not an integer format."""
+    """Nominal bits of a format's codes; NaN for a name that is no format."""
     try:
-        return float(parse_format(name)["bits"])
+        return float(read_format(name).bits)
     except ValueError:
         return float("nan")
 

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.build import Build
 from pipelines.graph import Bound
-from schemas.allocate import Allocate
+from pipelines.held_out import check_held_out
+from pipelines.packings import engine_notes
+from schemas.allocate import Allocate, Pin
 from schemas.artifact import Unit
 from schemas.base import Spec
 from schemas.budget import Budget
 from schemas.calibrate import Tokenize
 from schemas.errors import InputError
+from schemas.format import Format
+from schemas.pack import Pack
 from schemas.quantize import Quantize
 from schemas.recipe import Recipe
 from steps.allocate.limits import Achievable
+from steps.allocate.pins import check_pins
 from steps.allocate.preflight import check as check_allocation
-from steps.model.structure import max_length, units
-from steps.pack.quantization_config import refusals
-from steps.pack.sizes import groups, unit_bytes, weights_of
+from steps.model.offers import Offer, offers
+from steps.model.structure import max_length
+from steps.pack.engines import model_refusals, refusals
+from steps.pack.sizes import groups, metadata_size, unit_bytes, weights_of
+from steps.step import Value
 
 S = TypeVar("S", bound=Spec)
 FP32, BF16 = 4, 2
@@ -52,29 +59,30 @@ def check(build: Build) -> Forecast:
     candidates, quantize = _one(runner.bound, Quantize)
     _, allocate = _one(runner.bound, Allocate)
     model = runner.source(candidates.inputs["model"][0])
-    _check_texts_are_disjoint(build)
-    _check_formats(f"recipe {recipe.name}, node {candidates.id}", quantize, allocate, model.meta)
-    found = units(model.meta["config"], model.meta["shapes"])
+    check_held_out(runner)
+    offered = offers(model.meta["config"], model.meta["shapes"], quantize)
+    _check_formats(recipe, offered, allocate.pins, model)
     reach = check_allocation(
-        found,
-        quantize.formats,
+        offered,
         allocate.pack,
         model.meta["config"],
         model.meta["shapes"],
         model.meta["dtypes"],
         allocate.budget,
         allocate.pins,
+        allocate.shard_bytes,
+        metadata_size(allocate.pack, model.meta["config"], model.files),
     )
     _check_not_above(allocate.budget, reach)
     forecast = Forecast(
         packed_bytes=reach.file_bytes,
         linear_bits_per_weight=reach.linear_bits_per_weight,
         file_bits_per_weight=reach.file_bits_per_weight,
-        disk_needed=_disk(quantize, found, model.meta) + reach.file_bytes[1] + SPARE_DISK,
+        disk_needed=_disk(offered) + reach.file_bytes[1] + SPARE_DISK,
         disk_free=_free_disk(build.where.store),
-        memory_needed=_memory(recipe, found, model.meta),
+        memory_needed=_memory(recipe, offered, model.meta),
         memory_free=_free_memory(),
-        notes=tuple(_length_notes(recipe, model.meta)),
+        notes=(*_length_notes(recipe, model.meta), *engine_notes(recipe, quantize.formats)),
     )
     if forecast.disk_free is not None and forecast.disk_free < forecast.disk_needed:
         raise InputError(
@@ -108,54 +116,40 @@ def _check_not_above(budget: Budget, reach: Achievable) -> None:
 
 
 def _one(bound: list[Bound], kind: type[S]) -> tuple[Bound, S]:
+    """The node of a kind; several with the same spec, as of two rounds, count as one."""
     found = [(b, b.node.spec) for b in bound if isinstance(b.node.spec, kind)]
-    if len(found) != 1:
+    if not found or any(spec != found[0][1] for _, spec in found):
         raise InputError(
             f"a build needs exactly one {kind.__name__.lower()} node", got=", ".join(b.id for b, _ in found) or "none"
         )
     return found[0]
 
 
-def _check_formats(where: str, quantize: Quantize, allocate: Allocate, meta: Mapping[str, Any]) -> None:
-    """Every format is one that the pack format's loader takes and that divides every row."""
-    found = units(meta["config"], meta["shapes"])
-    formats = quantize.formats
-    for unit in found:
-        for fmt in formats:
-            for member, shape in zip(unit.members, unit.shapes, strict=True):
+def _check_formats(recipe: Recipe, offered: Sequence[Offer], pins: Sequence[Pin], model: Value) -> None:
+    """Every format divides every row, and those that pins leave a unit are ones that each file's engine takes."""
+    alike: dict[tuple[Format, ...], list[Unit]] = {}
+    formats = list(dict.fromkeys(fmt for offer in offered for fmt in offer.formats))
+    left = check_pins([offer.unit for offer in offered], formats, pins)
+    for offer in offered:
+        allowed = tuple(fmt for fmt in offer.formats if fmt.name in left[offer.unit.name])
+        alike.setdefault(allowed, []).append(offer.unit)
+        for fmt in offer.formats:
+            for member, shape in zip(offer.unit.members, offer.unit.shapes, strict=True):
                 groups(fmt, shape, member)
-    if reasons := refusals(formats, meta["config"]):
-        raise InputError(
-            f"{allocate.pack} cannot hold this build",
-            where=where,
-            got="; ".join(reasons),
-            fix="change the formats as named",
-        )
-
-
-def _check_texts_are_disjoint(build: Build) -> None:
-    """Evaluation documents must not be among those that were calibrated or trained on."""
-    runner = build.runner
-    texts = [b for b in runner.bound if b.node.spec.step == "text"]
-    users: dict[str, set[str]] = {b.id: set() for b in texts}
-    for bound in runner.bound:
-        if isinstance(bound.node.spec, Tokenize):
-            readers = {b.node.spec.step for b in runner.bound if (bound.id, "tokens") in b.inputs.values()}
-            users[bound.inputs["text"][0]] |= readers
-    seen = {t.id: set(runner.source(t.id).meta["digests"]) for t in texts}
-    held_out = [t for t in seen if users[t] & {"verify", "evaluate"}]
-    for first in held_out:
-        for second in seen:
-            if users[second] & {"calibrate", "distill", "kl_probe", "fisher"} and (
-                shared := seen[first] & seen[second]
-            ):
-                raise InputError(
-                    "evaluation text must be held out",
-                    where=f"nodes {first} and {second}",
-                    got=f"{len(shared)} document(s) in both",
-                    wanted="disjoint documents",
-                    fix="choose another text for one of them",
-                )
+    for name, node in recipe.nodes.items():
+        spec = node.spec
+        if not isinstance(spec, Pack):
+            continue
+        config = model.meta["config"]
+        reasons = [r for f, u in alike.items() for r in refusals(spec.format, f, config, u, spec.target)]
+        reasons += model_refusals(spec.format, config, model.files)
+        if reasons:
+            raise InputError(
+                f"{spec.format} cannot hold this build",
+                where=f"recipe {recipe.name}, node {name}",
+                got="; ".join(dict.fromkeys(reasons)),
+                fix="change the formats as named, or pack to another file format",
+            )
 
 
 def _length_notes(recipe: Recipe, meta: Mapping[str, Any]) -> Iterator[str]:
@@ -165,25 +159,34 @@ def _length_notes(recipe: Recipe, meta: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: windows of {node.spec.length} tokens are capped at the model's {limit}"
 
 
-def _disk(spec: Quantize, found: list[Unit], meta: Mapping[str, Any]) -> int:
-    """Candidates of every unit in every format, and the Hessians."""
-    tensors = sum(unit_bytes("compressed-tensors", f, u) for u in found for f in spec.formats)
-    hessians = sum(FP32 * u.shapes[0][1] ** 2 for u in found)
-    return tensors + hessians
+def _disk(offered: Sequence[Offer]) -> int:
+    """Candidates of every unit in every format, and the Hessians, one per input that a block's linears share."""
+    tensors = sum(unit_bytes("bitsmith", fmt, offer.unit) for offer in offered for fmt in offer.formats)
+    inputs = {
+        (offer.unit.block, name): shape[1]
+        for offer in offered
+        for name, shape in zip(offer.unit.statistics, offer.unit.shapes, strict=True)
+    }
+    return tensors + sum(FP32 * width**2 for width in inputs.values())
 
 
-def _memory(recipe: Recipe, found: list[Unit], meta: Mapping[str, Any]) -> int:
+def _memory(recipe: Recipe, offered: Sequence[Offer], meta: Mapping[str, Any]) -> int:
     """The largest block in fp32 with its Hessians, or the whole model where a step needs it resident.
 
-    `verify` holds it in its own dtype and widens it to fp32; `kl_probe` and `distill` hold it in fp32 twice.
+    `verify` holds it in its own dtype and widens it to fp32; probes, `hutchinson` and `distill` hold it in fp32 twice.
+    Quantizing a unit holds its weights in fp32 four times over, which shows where the vocabulary is large.
     """
     blocks: dict[int, int] = {}
-    for unit in found:
+    largest = 0
+    for unit in (offer.unit for offer in offered):
         weights = sum(rows * columns for rows, columns in unit.shapes)
-        blocks[unit.block] = blocks.get(unit.block, 0) + FP32 * weights + 2 * FP32 * unit.shapes[0][1] ** 2
-    whole = {n.spec.step for n in recipe.nodes.values()} & {"kl_probe", "distill"}
+        hessians = sum(dict(zip(unit.statistics, (s[1] ** 2 for s in unit.shapes), strict=True)).values())
+        inside = weights if unit.use == "linear" else 0
+        blocks[unit.block] = blocks.get(unit.block, 0) + FP32 * inside + 2 * FP32 * hessians
+        largest = max(largest, 4 * FP32 * weights)
+    whole = {n.spec.step for n in recipe.nodes.values()} & {"kl_probe", "pair_probe", "hutchinson", "distill"}
     resident = (2 * FP32 if whole else BF16 + FP32) * weights_of(meta["shapes"])
-    return max(*blocks.values(), resident)
+    return max(*blocks.values(), resident, largest)
 
 
 def _free_disk(url: str) -> int | None:

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipelines.plan_file import with_plan
+from pipelines.timing_file import with_timings
 from schemas.errors import InputError
 from schemas.recipe import Recipe, ShortRecipe
 
@@ -98,7 +100,7 @@ def _index(items: list[Any], part: str, path: str) -> int:
 def load_recipe(name: str, assignments: Iterable[tuple[str, Any]] = ()) -> ShortRecipe | Recipe:
     """The validated recipe in either form (the explicit form has `nodes`)."""
     path = find_recipe(name)
-    data = override(read_yaml(path), assignments)
+    data = with_plan(with_timings(override(read_yaml(path), assignments), path.parent, read_yaml))
     return parse_recipe(data, str(path))
 
 

@@ -6,9 +6,9 @@ import importlib
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,21 @@ from pipelines.code_id import module_digests
 from pipelines.determinism import fix_order_of_sums
 from pipelines.graph import Bound, bind
 from pipelines.items import Handle, Item, block_item, independent_items
+from pipelines.scratch import scratch
 from pipelines.sources import open_source_model, open_source_text
 from schemas.calibrate import ModelSource, TextSource
 from schemas.errors import InputError
 from schemas.recipe import Recipe
 from steps.step import Env
 from store.artifacts import Artifacts
+from store.errors import Unavailable
 from store.open import Store
 
 Progress = Callable[[str, int, int], None]
 MEMO: dict[Any, Any] = {}
 """Process-wide memory of steps (see Env.remember)."""
+RESUME = "resume"
+"""Folder, beside other local caches, of what killed steps left to go on from; by item key."""
 
 
 def _silent(node: str, done: int, total: int) -> None:
@@ -171,8 +175,10 @@ class Runner:
         for block in range(max(wanted) + 1):
             chain.append(block_item(bound, inputs, block, carry))
             if block in wanted:
-                self._restore_carry(chain, step.carry)
+                if not self._traced(chain[-1:]):  # else another process has been here, and is perhaps blocks ahead
+                    self._restore_carry(chain, step.carry)
                 yield chain[-1]
+                self._drop_spill(chain, step.carry)
             found = self._traced(chain[-1:])
             digests = found[chain[-1].key] if found else self._run(chain[-1])
             carry = self.store.artifacts.load(digests[step.carry])
@@ -184,8 +190,16 @@ class Runner:
             chain[first].inputs[carry].digest, deep=True
         ):
             first -= 1
-        for item in chain[first:-1]:
-            self._run(item)
+        for number in range(first, len(chain) - 1):
+            self._run(chain[number])
+            self._drop_spill(chain[: number + 1], carry)
+
+    def _drop_spill(self, chain: Sequence[Item], carry: str) -> None:
+        """Remove what the block before the last one was handed, so that never more than three blocks' are stored."""
+        if len(chain) > 2:
+            old, last = chain[-2].inputs[carry].digest, chain[-1].inputs[carry].digest
+            if old != last:
+                self.store.artifacts.discard(old)
 
     def _compute(self, item: Item, progress: Progress, node: str) -> bool:
         """Run an item unless another process has just done so; True when this one did."""
@@ -206,6 +220,7 @@ class Runner:
         }
         # A step that is not deterministic (timings, a GPU) may have other outputs there already: the first count.
         trace = self.store.traces.put(item.key, item.document, digests, facts)
+        shutil.rmtree(self.place.cache / RESUME / item.key, ignore_errors=True)
         self.forced.discard(item.key)
         return trace.outputs
 
@@ -213,27 +228,30 @@ class Runner:
         self, item: Item, artifacts: Artifacts, progress: Callable[[int, int, str], None] | None = None
     ) -> dict[str, str]:
         """Run an item's step and save what it returns, whether or not that is known; records nothing."""
-        self.place.cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="step-", dir=self.place.cache))
-        try:
-            env = Env(_device(self.place.device), scratch, progress or (lambda done, total, what: None), MEMO)
+        with scratch(self.place.cache) as own:
+            resume = self.place.cache / RESUME / item.key
+            env = Env(device_of(self.place.device), own, progress or (lambda done, total, what: None), MEMO, resume)
             returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
-            return {port: artifacts.save_value(out, scratch=scratch) for port, out in returned.items()}
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            return {port: artifacts.save_value(out, scratch=own) for port, out in returned.items()}
 
-    def distrust_damaged(self, outputs: Mapping[str, Mapping[str, str]]) -> int:
-        """Stop believing traces of this recipe whose outputs are not whole in the store; returns how many."""
-        before = len(self.forced)
+    def distrust_damaged(self, outputs: Mapping[str, Mapping[str, str]], thorough: bool = False) -> None:
+        """Stop believing traces of this recipe whose outputs are not whole in the store.
+
+        `thorough`: read all of them, so that everything that is damaged is found at once.
+        """
+        found = list(self._recorded(outputs))
+        if thorough:
+            self.store.artifacts.verify(digest for _, digest in found)
+        self.forced |= {key for key, digest in found if self.store.artifacts.missing(digest)}
+
+    def _recorded(self, outputs: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+        """Keys and output digests of what is traced of this recipe, scratch between blocks aside."""
         for bound in self.bound:
             if bound.step is None or any(n not in outputs for n, _ in bound.inputs.values()):
                 continue
-            state = self.state(bound, outputs)
-            scratch = {bound.step.carry}
-            for key, ports in state.outputs.items():
-                if any(self.store.artifacts.missing(d, deep=True) for p, d in ports.items() if p not in scratch):
-                    self.forced.add(key)
-        return len(self.forced) - before
+            with suppress(Unavailable):  # what it is made from is damaged itself, and has just been named
+                for key, ports in self.state(bound, outputs).outputs.items():
+                    yield from ((key, digest) for port, digest in ports.items() if port != bound.step.carry)
 
     def clean(self, node: str, state: NodeState) -> None:
         """Remove the scratch a finished block-scope node leaves: the carried outputs of all its blocks."""
@@ -243,7 +261,7 @@ class Runner:
                 self.store.artifacts.discard(ports[step.carry])
 
 
-def _device(asked: str) -> str:
+def device_of(asked: str) -> str:
     """`auto` is cuda when there is one; asking for a cuda that is not there is an error."""
     if asked == "cpu":
         return asked

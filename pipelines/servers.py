@@ -1,4 +1,4 @@
-"""What the three services are: their commands, their environment, how they answer, what is installed in them."""
+"""What the services are: their commands, their environment, how they answer, what is installed in them."""
 
 from __future__ import annotations
 
@@ -94,6 +94,12 @@ def mlflow_command(port: int, folder: Path) -> list[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     artifacts = (folder.absolute() / ARTIFACTS).as_uri()
     return [*command, "--backend-store-uri", local_tracking(folder), "--default-artifact-root", artifacts]
+
+
+def page_command(port: int, folder: Path, prefect: str, mlflow: str) -> list[str]:
+    """The page over the state folder's own store, with links to the other two."""
+    command = [sys.executable, "-m", "ui", "--port", str(port), "--state", str(folder.absolute())]
+    return [*command, "--store", str(folder.absolute() / "store"), "--prefect-url", prefect, "--mlflow-url", mlflow]
 
 
 def answers(url: str, timeout: float = 2) -> bool:

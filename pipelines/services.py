@@ -1,4 +1,4 @@
-"""`bitsmith up`, `down` and what is running: a Prefect server, a process worker and an MLflow server on this machine.
+"""`bitsmith up`, `down` and what is running on this machine: a Prefect server and worker, an MLflow server, the page.
 
 State is `services.json` in the state folder. Reading it (`running`) needs no network and imports neither Prefect nor
 MLflow, so every command can afford to ask.
@@ -22,11 +22,15 @@ from schemas.errors import InputError
 
 Say = Callable[[str], None]
 
-ORDER = ("prefect", "mlflow", "worker")
-PORTS = {"prefect": 4200, "mlflow": 5000}
+ORDER = ("prefect", "mlflow", "page", "worker")
+PORTS = {"prefect": 4200, "mlflow": 5000, "page": 8484}
 """Where we would like to listen; a port that is taken gives way to the next free one."""
+USES = {"prefect": ("worker", "page"), "mlflow": ("page",)}
+"""Who is told an address when it starts, and starts again with a new one."""
 
 _FILE = "services.json"
+PAGE_TOKEN = "ui-token"
+"""File in the state folder that the page makes when it starts."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,14 @@ class ServiceState:
     def tracking_uri(self) -> str | None:
         """The MLflow server's URI."""
         return self.services["mlflow"].url if "mlflow" in self.services else None
+
+    @property
+    def page_url(self) -> str | None:
+        """The page, with the token that lets it change things (in the fragment, which no server sees)."""
+        token = self.folder / PAGE_TOKEN
+        if "page" not in self.services:
+            return None
+        return f"{self.services['page'].url}/" + (f"#token={token.read_text().strip()}" if token.is_file() else "")
 
 
 def state_folder() -> Path:
@@ -156,17 +168,19 @@ def _start_missing(state: ServiceState, before: ServiceState, root: Path, say: S
     """Servers at once, then the worker and the deployments; the state is on disk after every start."""
     from pipelines import servers
 
-    missing = [name for name in ("prefect", "mlflow") if name not in state.services]
-    if "prefect" in missing and "worker" in state.services:
-        stop([state.services["worker"].handle], patience=5)
-        state = _with(state, "worker", None)
+    missing = [name for name in PORTS if name not in state.services]
+    for user in dict.fromkeys(user for name in missing for user in USES.get(name, ())):
+        if user in state.services:
+            stop([state.services[user].handle], patience=5)
+            state = _with(state, user, None)
+            missing += [user] if user in PORTS else []
     with ExitStack() as ports:
         for name in missing:
             port, holder = reserve_port(_port_of(before.services.get(name)) or PORTS[name])
             ports.enter_context(holder)
             state = _launch(state, name, f"http://127.0.0.1:{port}", root)
         if missing:
-            say("starting " + " and ".join(missing) + " (the first time takes half a minute)")
+            say("starting " + ", ".join(missing) + " (the first time takes half a minute)")
         if "prefect" in missing:
             _await(state, "prefect", deadline, lambda: servers.answers(_health(state.services["prefect"])))
         api = state.prefect_api_url or ""
@@ -176,7 +190,7 @@ def _start_missing(state: ServiceState, before: ServiceState, root: Path, say: S
         if (root / "prefect.yaml").is_file():
             log = state.folder / "logs" / "deploy.log"
             servers.deploy(root, servers.environment(state.folder, root, state.mark, api), log)
-        for name in ("mlflow", "worker"):
+        for name in ("mlflow", "page", "worker"):
             service = state.services[name]
             _await(state, name, deadline, lambda service=service: _ready(service, api))  # type: ignore[misc]
     return state
@@ -186,9 +200,11 @@ def _launch(state: ServiceState, name: str, url: str, root: Path) -> ServiceStat
     from pipelines import servers
 
     port, label = int(url.rpartition(":")[2] or 0), f"bitsmith-{secrets.token_hex(3)}"
+    linked = [state.services[n].url for n in ("prefect", "mlflow") if n in state.services]
     command = {
         "prefect": lambda: servers.prefect_command(port),
         "mlflow": lambda: servers.mlflow_command(port, state.folder),
+        "page": lambda: servers.page_command(port, state.folder, *linked),
         "worker": lambda: servers.worker_command(label),
     }[name]()
     log = (state.folder / "logs" / f"{name}.log").absolute()
@@ -228,6 +244,7 @@ def _port_of(service: Service | None) -> int | None:
 
 
 def _tell(state: ServiceState, say: Say) -> None:
+    say(f"page     {state.page_url}")
     say(f"Prefect  {state.services['prefect'].url}")
     say(f"MLflow   {state.services['mlflow'].url}")
     say(f"worker   {state.services['worker'].label}, logs in {state.folder / 'logs'}")

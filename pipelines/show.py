@@ -33,6 +33,9 @@ def show_report(report: Report, *, file: TextIO | None = None, width: int | None
         console.print()
         console.print(table)
     console.print()
+    if report.standing is not None:
+        word = "champion" if report.standing.champion else "not the champion"
+        console.print(f"{word} of {report.recipe}: {report.standing.why}")
     for note in report.notes:
         console.print(f"note: {note}", style="yellow")
     console.print(_places(report))
@@ -111,17 +114,39 @@ def _contrast(contrast: Contrast) -> str:
 
 def _facts(report: Report) -> list[str]:
     lines = [f"predicted KL of the plan {report.predicted_kl:.5f}, measured {report.allocated.kl.value:.5f}"]
+    if (fit := report.fit) is not None:
+        lines.append(
+            f"on the text of the scores: predicted {fit.predicted.value:.5f}, measured {fit.measured.value:.5f}, "
+            f"ratio {_interval(fit.ratio, '.3f')}: scores " + ("add up" if fit.holds else "do NOT add up")
+        )
+    for each in report.rounds:
+        kept = "kept" if each.kept else "not kept"
+        lines.append(
+            f"round {each.round}: predicted {each.predicted_kl:.5f}, KL {_interval(each.measured, '.5f')} "
+            f"on text held out for choosing; {kept}"
+        )
     lines += certificate_lines(report.certificate)
     if (trained := report.distilled) is not None:
         lines.append(
-            f"distilled: KL {trained.kl_before:.5f} -> {trained.kl_after:.5f} on held-out training text, "
-            f"step {trained.step_kept} kept, {trained.tokens:,} tokens"
+            f"refined: {trained.measure} {trained.before:.5f} -> {trained.after:.5f} on held-out training text, "
+            f"step {trained.step_kept} kept, {trained.tokens:,} tokens, used {trained.passes:.2g} times"
+        )
+    if (seen := report.experts) is not None:
+        lines.append(
+            f"{seen.experts} quantized experts saw {seen.fewest:,} to a median of {seen.median:,} calibration tokens, "
+            f"{seen.without_tokens} none at all"
         )
     speed = report.speed
     lines.append(
         f"loaded on {report.device}: {speed.prefill_tokens_per_second:.1f} tokens/s prefill, "
         f"{speed.decode_tokens_per_second:.1f} decode, peak memory {size(speed.peak_memory_bytes)}"
     )
+    for other in report.also:
+        exact = "as predicted" if other.bytes.actual == other.bytes.predicted else "NOT as predicted"
+        lines.append(
+            f"also {other.format}: {other.bytes.actual:,} bytes ({exact}), {other.bpw.linear:.4f} bits per weight over "
+            f"the linears, KL {other.measured.kl.value:.5f}, gates " + ("ok" if other.passed else "FAILED")
+        )
     return lines
 
 
@@ -169,6 +194,8 @@ def _places(report: Report) -> Table:
     grid.add_column(overflow="fold")
     rows = {
         "packed": report.packed.path,
+        **{f"{other.format}": other.packed.path for other in report.also},
+        "report": report.page,
         "build": report.build_digest,
         "MLflow run": report.mlflow_run_id,
         "Prefect run": report.prefect_flow_run_id,

@@ -13,15 +13,15 @@ from prefect import task
 
 from pipelines.drive import Outputs
 from pipelines.progress import reporter
-from pipelines.run import Place, Runner
+from pipelines.run import Place, Progress, Runner
 from pipelines.settings import settings
 from schemas.recipe import Recipe
 from store.open import Store
 
 _ONE_AT_A_TIME = threading.Lock()
 """A step uses all of a process: its device, torch's threads, what it remembers. Dask workers may have more threads."""
-_RUNNERS: dict[Job, Runner] = {}
-"""The build that this process has open, so that sources are digested once."""
+_OPEN: dict[Job, tuple[Runner, Progress]] = {}
+"""The build that this process has open, so that sources are digested once, and whom it tells how far it is."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,26 @@ class Job:
     device: str
 
 
-def share(job: Job, runner: Runner) -> None:
-    """Let tasks of this process use the runner that the flow itself uses."""
-    _RUNNERS.clear()
-    _RUNNERS[job] = runner
+def share(job: Job, runner: Runner, progress: Progress) -> None:
+    """Let tasks of this process use what the flow itself uses."""
+    _OPEN.clear()
+    _OPEN[job] = (runner, progress)
 
 
-def _opened(job: Job) -> Runner:
-    if job not in _RUNNERS:
+def _opened(job: Job) -> tuple[Runner, Progress]:
+    if job not in _OPEN:
         place = Place(job.device, settings(job.store).cache)
-        share(job, Runner(Recipe.model_validate_json(job.recipe), Store(job.store), place))
-    return _RUNNERS[job]
+        share(job, Runner(Recipe.model_validate_json(job.recipe), Store(job.store), place), reporter())
+    return _OPEN[job]
 
 
 def _compute(
     job: Job, node: str, outputs: Outputs, labels: Sequence[str], forced: Sequence[str]
 ) -> tuple[int, list[str]]:
     with _ONE_AT_A_TIME:
-        runner = _opened(job)
+        runner, progress = _opened(job)
         runner.forced = set(forced)
-        computed = runner.execute(node, outputs, labels, reporter())
+        computed = runner.execute(node, outputs, labels, progress)
         return computed, sorted(set(forced) - runner.forced)
 
 

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from schemas.base import Spec
 from schemas.budget import Budget
+from schemas.format import Bits, FormatField
 from schemas.pack import PackFormat
 from schemas.pattern import Pattern
-from schemas.quantize import Bits, FormatField
 
 
 class ILP(Spec):
@@ -58,7 +58,31 @@ class RankCut(Spec):
     low: FormatField
 
 
-Allocator = Annotated[ILP | Lagrangian | DynamicProgram | Greedy | Waterfill | RankCut, Field(discriminator="kind")]
+class Uniform(Spec):
+    """One format wherever pins allow it, elsewhere what is nearest: a baseline, within a limit on bytes."""
+
+    kind: Literal["uniform"]
+    format: FormatField
+
+
+class Given(Spec):
+    """A plan made elsewhere, or by hand: it is checked and sized, and measured like any other."""
+
+    kind: Literal["given"]
+    plan: dict[str, str] = Field(min_length=1)
+    """Unit -> format. In a recipe file `file: PLAN.json` stands for it: what `plan --json` or `run --json` wrote."""
+
+
+class Random(Spec):
+    """A random plan within the limits: the baseline that knows nothing."""
+
+    kind: Literal["random"]
+    seed: int = Field(default=0, ge=0)
+
+
+Allocator = Annotated[
+    ILP | Lagrangian | DynamicProgram | Greedy | Waterfill | RankCut | Uniform | Random | Given, Field(discriminator="kind")
+]
 
 
 class Pin(Spec):
@@ -91,6 +115,8 @@ class Allocate(Spec):
     pins: tuple[Pin, ...] = ()
     pack: PackFormat = "compressed-tensors"
     """Bytes are those of this file format."""
+    shard_bytes: int | None = Field(default=None, ge=1)
+    """As in `Packing`: every file has a header of its own."""
     bootstrap: int = Field(default=100, ge=0)
     """Resamples of the scores over documents, from which the plan's stability is reported."""
     seed: int = Field(default=0, ge=0)
@@ -101,3 +127,22 @@ class Select(Spec):
 
     step: Literal["select"]
     plan: Literal["plan", "uniform", "greedy"] = "plan"
+
+
+class Choose(Spec):
+    """Of two plans within the same budget, keep the one of lower KL on text that neither was made from.
+
+    Whether the difference means anything is said by its paired 95 % interval over documents.
+    """
+
+    step: Literal["choose"]
+    bootstrap: int = Field(default=2000, ge=100)
+    seed: int = 0
+
+
+class Additivity(Spec):
+    """A plan's predicted KL (the sum of its units' scores) against its KL measured on the same text, paired."""
+
+    step: Literal["additivity"]
+    bootstrap: int = Field(default=2000, ge=100)
+    seed: int = 0

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from schemas.base import Spec
+from schemas.format import FormatField
 from schemas.pattern import Pattern
-from schemas.quantize import FormatField
 
 
 class PartLimit(Spec):

@@ -18,11 +18,16 @@ class ModelSource(Spec):
 
 
 class TextSource(Spec):
-    """Texts: a file, a folder of .txt/.md files, JSONL with a text field, `builtin:calibrate` or `builtin:evaluate`."""
+    """Texts: a file, a folder of .txt/.md files, JSONL with a text field, `builtin:calibrate` or `builtin:evaluate`.
+
+    `part` splits a text by document, so that two text nodes of one source share none: the fifth of different documents
+    whose digests are least is held out, the others are kept.
+    """
 
     step: Literal["text"]
     source: str
     field: str = "text"
+    part: Literal["all", "kept", "held_out"] = "all"
 
 
 class Tokenize(Spec):
@@ -51,6 +56,8 @@ class Calibrate(Spec):
     step: Literal["calibrate"]
     batch: int = Field(default=16, ge=1)
     """Windows run through a block at once; changes memory, and the order of summation."""
+    prior: float = Field(default=1.0, gt=0)
+    """How much an expert's Hessian leans on its layer's: as much as this many tokens per input of the linear weigh."""
 
 
 class Reference(Spec):

@@ -1,27 +1,213 @@
-"""Training against the original after the formats are chosen."""
+"""Training against the original after the formats are chosen: what is trained, what is matched, over which scope."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.base import Spec
 
 
-class Distill(Spec):
-    """Train scales and norms, codes fixed, on KL(original || student); keep the best step on a held-out slice.
+class StraightThrough(Spec):
+    """Latent levels, rounded in every forward pass; the gradient passes straight through the rounding.
 
-    `held_out` of the text's windows are never trained on and decide which step is kept; a result no better than the
-    input on that slice is the input.
+    They start at the selection's codes (`codes`), at the original weights moved into the rounding cell of those codes
+    (`cell`: the same codes, with a memory of which way each weight was rounded), or at the weights themselves
+    (`weights`: round to nearest on the selection's grid).
+    """
+
+    kind: Literal["ste"]
+    start: Literal["codes", "cell", "weights"] = "codes"
+
+
+class Box(Spec):
+    """Each level between the weight's two neighbours on the grid, x in [0, 1]; see DiscQuant.
+
+    The gradient is (1 - 2y) + clamp(`strength` * gradient of the loss / mean squared rounding error, +-`clamp`), where
+    y is the weight's own place between its neighbours; after every update x is projected onto [0, 1].
+    """
+
+    kind: Literal["box"]
+    strength: float = Field(default=200, gt=0)
+    clamp: float = Field(default=0.5, gt=0)
+
+
+class Annealed(Spec):
+    """Each level between the weight's two neighbours by a stretched sigmoid that a penalty drives to 0 or 1; AdaRound.
+
+    The penalty `penalty` * sum(1 - |2h - 1|^beta) starts after a share `free` of the steps; beta falls from `first` to
+    `last`.
+    """
+
+    kind: Literal["annealed"]
+    penalty: float = Field(default=0.01, gt=0)
+    first: float = Field(default=20, gt=1)
+    last: float = Field(default=2, gt=1)
+    free: float = Field(default=0.2, ge=0, lt=1)
+
+
+class Offsets(Spec):
+    """An offset within `limit` steps is added to each weight before it is rounded to nearest; AutoRound."""
+
+    kind: Literal["offsets"]
+    limit: float = Field(default=0.5, gt=0, le=1)
+
+
+Codes = Annotated[StraightThrough | Box | Annealed | Offsets, Field(discriminator="kind")]
+
+
+class Rates(Spec):
+    """Peak learning rates; what has none is not trained.
+
+    Of codes in steps of the grid, of scales and norms relative to each value, of biases relative to their root mean
+    square.
+    """
+
+    codes: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+    """`auto`: 0.2 over the square root of the number of steps, so that noise alone, which Adam makes a walk of one rate a
+    step, carries no code over half a step of the grid, however long the training."""
+    scales: float | None = Field(default=None, gt=0)
+    norms: float | None = Field(default=None, gt=0)
+    """Norms and biases."""
+    by_bits: dict[Literal["2", "3", "4", "5", "6", "8"], Annotated[float, Field(gt=0)]] = {}
+    """Factors on the rate of codes, by the bits of the unit's format; 1 where nothing is said."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Rates:
+        if self.codes is None and self.scales is None and self.norms is None:
+            raise ValueError("nothing is trained: give at least one of codes, scales, norms")
+        return self
+
+
+class Adam(Spec):
+    """Adam, decoupled from weight decay because there is none."""
+
+    kind: Literal["adam"]
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+
+
+class SignDescent(Spec):
+    """A step of the learning rate against the sign of the gradient."""
+
+    kind: Literal["sign"]
+
+
+class Schedule(Spec):
+    """Linear over a share `warmup` of the steps, then `shape` to 0."""
+
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
+
+
+class Logits(Spec):
+    """Divergence of the model's predictions from the original's, in nats per predicted position.
+
+    forward KL(original || student), reverse KL(student || original), mixed `mix` * reverse + (1 - `mix`) * forward.
+    With `top_k`, over the original's k likeliest tokens and all others as one. Both sides are divided by `temperature`.
+    """
+
+    kind: Literal["logits"]
+    divergence: Literal["forward", "reverse", "mixed"] = "forward"
+    mix: float = Field(default=0.5, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=1, gt=0)
+    weight: float = Field(default=1, gt=0)
+
+
+class Outputs(Spec):
+    """Squared error of the last block's output in scope, relative to the original output's mean square.
+
+    With `fisher`, each hidden dimension is weighted by the mean squared gradient, there, of the log-likelihood of
+    labels drawn from the original (mean weight 1).
+    """
+
+    kind: Literal["outputs"]
+    fisher: bool = False
+    weight: float = Field(default=1, gt=0)
+
+
+Term = Annotated[Logits | Outputs, Field(discriminator="kind")]
+
+
+class Whole(Spec):
+    """All blocks at once, end to end."""
+
+    kind: Literal["whole"]
+
+
+class Blocks(Spec):
+    """Windows of `width` blocks, `stride` apart, first to last.
+
+    A window's input comes from the quantized blocks before it, its target from the original. With a logits term the
+    original's own blocks run behind the window.
+    """
+
+    kind: Literal["blocks"]
+    width: int = Field(default=1, ge=1)
+    stride: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> Blocks:
+        if self.stride > self.width:
+            raise ValueError(f"stride {self.stride} beyond width {self.width} would leave blocks out")
+        return self
+
+
+Scope = Annotated[Whole | Blocks, Field(discriminator="kind")]
+
+
+class Training(Spec):
+    """What both training steps share: see Distill and Reconstruct.
+
+    `held_out` windows of the text (at most a fifth of it) are never trained on; every `check_every` steps they decide
+    which step is kept, and, when `patience` checks in a row were no better, that it is enough.
+    """
+
+    codes: Codes = StraightThrough(kind="ste")
+    rates: Rates = Rates(codes="auto", scales=1e-3, norms=1e-3)
+    optimizer: Annotated[Adam | SignDescent, Field(discriminator="kind")] = Adam(kind="adam")
+    schedule: Schedule = Schedule()
+    tokens: int = Field(default=60_000, ge=1)
+    """To train on, each once; text that is too short is used again, with a warning."""
+    batch: int = Field(default=4, ge=1)
+    """Windows of a step."""
+    held_out: int = Field(default=24, ge=1)
+    check_every: int = Field(default=10, ge=1)
+    patience: int = Field(default=10, ge=1)
+    seed: int = 0
+
+
+class Distill(Training):
+    """Refine a selection against the original with the whole model in memory; formats and bytes stay.
+
+    A result that is not better than its input on the held-out windows, by the paired interval of the difference, is the
+    input.
     """
 
     step: Literal["distill"]
-    steps: int = Field(default=50, ge=0)
-    batch: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Relative to each scale: scales are trained as scale * (1 + delta), norms likewise."""
-    warmup: int = Field(default=5, ge=0)
-    held_out: float = Field(default=0.2, gt=0, lt=1)
-    check_every: int = Field(default=10, ge=1)
-    seed: int = 0
+    objective: tuple[Term, ...] = Field(default=(Logits(kind="logits"),), min_length=1)
+    scope: Scope = Whole(kind="whole")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Distill:
+        if isinstance(self.scope, Whole) and any(isinstance(term, Outputs) for term in self.objective):
+            raise ValueError("an `outputs` term needs `scope: {kind: blocks}`")
+        return self
+
+
+class Reconstruct(Training):
+    """Refine a selection block by block, streamed: one block in memory, each block cached by itself.
+
+    Inputs come from the blocks already refined, targets from the original; the loss is the outputs term without Fisher
+    weights.
+    """
+
+    step: Literal["reconstruct"]
+
+
+class Join(Spec):
+    """Put the blocks that `reconstruct` refined into the selection they came from."""
+
+    step: Literal["join"]

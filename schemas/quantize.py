@@ -1,60 +1,14 @@
-"""Formats a weight may be stored in, and how its codes are chosen."""
+"""How the codes of a weight are chosen, and in which formats."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from schemas.base import Spec
-
-Bits = Literal[2, 3, 4, 5, 6, 8]
-GroupSize = Literal[32, 64, 128, "row"]
-Symmetry = Literal["signed", "symmetric", "asymmetric"]
-
-_SUFFIX: dict[str, Symmetry] = {"": "signed", "-sym": "symmetric", "-asym": "asymmetric"}
-_FORMAT_NAME = re.compile(r"int([234568])-(g32|g64|g128|row)(|-sym|-asym)")
-
-
-class Format(Spec):
-    """An affine integer storage format: w = scale * (code - zero_point), scale shared by `group_size` inputs of a row.
-
-    signed      zero_point 0, codes in [-2^(b-1), 2^(b-1)-1], the scale's sign puts the group's largest weight on the
-                longer side of the grid (as llama.cpp's Q4_0 does)
-    symmetric   zero_point 0, scale > 0, same codes
-    asymmetric  integer zero_point in [0, 2^b-1], codes in [0, 2^b-1]
-    """
-
-    bits: Bits
-    group_size: GroupSize
-    symmetry: Symmetry = "signed"
-
-    @property
-    def name(self) -> str:
-        """The short form, for example `int3-g64` or `int4-row-asym`."""
-        group = "row" if self.group_size == "row" else f"g{self.group_size}"
-        suffix = {v: k for k, v in _SUFFIX.items()}[self.symmetry]
-        return f"int{self.bits}-{group}{suffix}"
-
-    def columns(self, row_length: int) -> int:
-        """Inputs per group for rows of `row_length` weights."""
-        return row_length if self.group_size == "row" else self.group_size
-
-
-def parse_format(value: Any) -> Any:
-    """`int3-g64[-sym|-asym]` -> the fields of a Format; anything but a string passes through."""
-    if not isinstance(value, str):
-        return value
-    match = _FORMAT_NAME.fullmatch(value)
-    if match is None:
-        raise ValueError(f"unknown format {value!r}; wanted int<2|3|4|5|6|8>-<g32|g64|g128|row>[-sym|-asym]")
-    bits, group, suffix = match.groups()
-    size = "row" if group == "row" else int(group[1:])
-    return {"bits": int(bits), "group_size": size, "symmetry": _SUFFIX[suffix]}
-
-
-FormatField = Annotated[Format, BeforeValidator(parse_format)]
+from schemas.format import Format, FormatField
+from schemas.units import Units
 
 
 class MinMax(Spec):
@@ -107,6 +61,8 @@ class Rounding(Spec):
 
     fit: Fit = MinMax(kind="minmax")
     solver: Solver = Feedback(kind="feedback")
+    refits: int = Field(default=2, ge=0, le=8)
+    """How often scales are fitted anew to the codes, under the whole Hessian, and codes to them: llama.cpp's types."""
 
 
 class QuantizeUnit(Spec):
@@ -122,6 +78,7 @@ class Quantize(Spec):
     step: Literal["quantize"]
     formats: tuple[FormatField, ...] = Field(min_length=1)
     rounding: Rounding = Rounding()
+    units: Units = Units()
 
     def item(self, fmt: Format) -> QuantizeUnit:
         """The spec of one item."""

@@ -6,14 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.allocate import ILP, Allocate, Allocator, Pin, Select
+from schemas.allocate import ILP, Additivity, Allocate, Allocator, Choose, Pin, Select
 from schemas.base import Spec
 from schemas.budget import Budget
 from schemas.calibrate import Calibrate, ModelSource, Reference, TextSource, Tokenize
-from schemas.distill import Distill
-from schemas.pack import Pack, PackFormat
-from schemas.quantize import FormatField, Quantize, Rounding
-from schemas.sensitivity import Fisher, KLProbe
+from schemas.distill import Distill, Join, Rates, Reconstruct
+from schemas.format import FormatField
+from schemas.pack import Engine, Pack, Packing, PackingsField
+from schemas.pattern import Pattern
+from schemas.quantize import Quantize, Rounding
+from schemas.sensitivity import Metric, MetricName, PairProbe, Rescore
+from schemas.units import KEEP, Ends, EndsField, Grouping, Treatment
 from schemas.verify import Evaluate, Gates, Verify
 
 StepSpec = Annotated[
@@ -23,11 +26,16 @@ StepSpec = Annotated[
     | Calibrate
     | Reference
     | Quantize
-    | KLProbe
-    | Fisher
+    | Metric
+    | PairProbe
+    | Rescore
     | Allocate
+    | Choose
+    | Additivity
     | Select
     | Distill
+    | Reconstruct
+    | Join
     | Evaluate
     | Pack
     | Verify,
@@ -70,7 +78,9 @@ class TextFields(Spec):
     """Texts and how much of them is used. Sources are a file, a folder, JSONL, `builtin:calibrate`, `builtin:evaluate`.
 
     `length` is the window in tokens. Calibration reads the first `calibrate_windows` windows of the calibration text,
-    distillation the `distill_windows` after them; sensitivity scores use `score_windows` document windows of it.
+    distillation, unless `distill` names a text of its own, windows after them; sensitivity scores use `score_windows` document windows of it.
+    With `rounds: 2` the plans are compared on `choose_windows` windows of the text `choose`, or where there is none, of
+    a fifth of the calibration documents, which then nothing else reads.
     """
 
     calibrate: str = "builtin:calibrate"
@@ -79,20 +89,34 @@ class TextFields(Spec):
     length: int = Field(default=256, ge=16)
     calibrate_windows: int = Field(default=128, ge=1)
     score_windows: int = Field(default=32, ge=2)
-    distill_windows: int = Field(default=256, ge=2)
     evaluate_windows: int = Field(default=128, ge=2)
+    choose: str | None = None
+    choose_windows: int = Field(default=128, ge=2)
     seed: int = 0
 
 
+Refinement = Literal["latent", "scales", "autoround", "discquant", "adaquant", "pdquant", "bitdistiller"]
+
+
 class DistillFields(Spec):
-    """Training of scales and norms after selection; see the distill step."""
+    """Refinement after selection: a row of `pipelines/methods/refine.py`, and what differs from it."""
 
-    steps: int = Field(default=30, ge=1)
-    batch: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    method: Refinement | None = None
+    """Without one, that of the recipe's `method` if it is about refinement, else `latent`."""
+    text: str | None = None
+    """Source of the text; without one, the calibration text beyond the windows that calibrate."""
+    scope: Literal["whole", "blocks", "stream"] | None = None
+    """`stream` holds one block at a time and is cached by block; for methods that match block outputs."""
+    tokens: int | None = Field(default=None, ge=1)
+    batch: int | None = Field(default=None, ge=1)
+    rates: Rates | None = None
+    held_out: int | None = Field(default=None, ge=1)
+    check_every: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
 
 
-Method = Literal["gptq", "rtn"]
+Method = Literal["gptq", "rtn", "autoround", "discquant", "adaquant", "pdquant", "bitdistiller"]
+"""gptq and rtn are about candidates alone; the others start from candidates rounded to nearest and refine the plan."""
 
 
 class ShortRecipe(Spec):
@@ -106,12 +130,27 @@ class ShortRecipe(Spec):
     method: Method = "gptq"
     rounding: Rounding | None = None
     """Given, it replaces the method's own parts."""
-    sensitivity: Literal["auto", "kl_probe", "fisher"] = "auto"
+    sensitivity: Literal["auto"] | MetricName = "auto"
     """`auto` is kl_probe up to 100 million weights in the linears, fisher beyond."""
     allocator: Allocator = ILP(kind="ilp")
+    rounds: Literal[1, 2] = 1
+    """2: score again around the first plan, solve again, keep what measures better on text held out for choosing."""
+    pairs: bool = False
+    """In a second round, also measure how neighbouring units interact; formats far from the plan's are then offered."""
     pins: tuple[Pin, ...] = ()
+    units: Grouping = "fused"
+    """How decoder blocks are cut into what gets one format: see `Units`."""
+    embeddings: EndsField = Ends()
+    """`keep`, `allocate` (the allocator chooses), the name of a format, or `embedding` and `head` apart."""
+    router: Treatment = KEEP
+    """The same for the routers of a mixture of experts."""
+    keep: tuple[Pattern, ...] = ()
+    """Units that are not quantized, by glob or `re:` and a regular expression."""
     distill: DistillFields | None = None
-    pack: PackFormat = "compressed-tensors"
+    pack: PackingsField = (Packing(),)
+    """A file format, one with its settings, or a list of these."""
+    target: Engine | None = None
+    """Offer only formats that this engine runs from the (first) file format."""
     gates: Gates = Gates()
     batch: int = Field(default=16, ge=1)
     """Windows run through a block at once, in every step."""
@@ -122,3 +161,11 @@ class ShortRecipe(Spec):
         if len(set(formats)) != len(formats):
             raise ValueError("a format is listed twice")
         return formats
+
+    @model_validator(mode="after")
+    def _second_round(self) -> ShortRecipe:
+        if self.rounds == 2 and self.budget.max_predicted_kl is not None:
+            raise ValueError("a second round keeps the plan of lower KL, but max_predicted_kl asks for fewest bytes")
+        if self.pairs and self.rounds == 1:
+            raise ValueError("pairs are measured for a second round: rounds must be 2")
+        return self

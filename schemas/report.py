@@ -99,12 +99,108 @@ class Speed(Spec):
 
 
 class Distilled(Spec):
-    """What training did: KL on its own held-out slice before and after, the step kept, tokens seen."""
+    """What training did, on windows of its text that it never trained on."""
 
-    kl_before: float
-    kl_after: float
+    measure: str = "KL"
+    """What `before` and `after` are: KL, or a block's relative output error."""
+    before: float
+    after: float
     step_kept: int
+    """0: the input stayed as it was."""
     tokens: int
+    passes: float = 1.0
+    """How often the text was used; above 1 nothing learned is fresh."""
+    curve: tuple[dict[str, float], ...] = ()
+    """Checks: `step`, `held_out` loss, and `train`, the mean loss of the steps since the check before."""
+
+
+class ExpertCoverage(Spec):
+    """Calibration tokens that the quantized experts of a mixture saw; `least_own` is the smallest weight that what an
+    expert saw itself has in its Hessian, the rest being its layer's (0: it saw nothing)."""
+
+    experts: int
+    without_tokens: int
+    fewest: int
+    median: int
+    least_own: float
+
+
+class Standing(Spec):
+    """How a build stood against the champion of its recipe when it was made; `champion`: it took, or kept, that place.
+
+    `contrast` compares its KL with the champion's, or with `metric` nll the negative log-likelihood of the text, where
+    the two were built from different originals. `why` says it in words.
+    """
+
+    champion: bool
+    why: str
+    against: Digest | None = None
+    metric: Literal["kl", "nll"] = "kl"
+    contrast: Contrast | None = None
+
+
+class DomainRow(Spec):
+    """The packed model, and the best uniform format, on the evaluation documents of one domain."""
+
+    name: str
+    documents: int
+    tokens: int
+    kl: Interval
+    uniform: Interval | None = None
+
+
+class PositionRow(Spec):
+    """Mean KL of the tokens at positions `first` to `last` of their windows, counted from 0."""
+
+    first: int
+    last: int
+    kl: Interval
+    uniform: Interval | None = None
+
+
+class Generation(Spec):
+    """What the original and the packed model write after the same prompt."""
+
+    prompt: str
+    original: str
+    mixed: str
+
+
+class Fit(Spec):
+    """KL that was predicted for the plan against KL that it has on the very text the scores are of, paired.
+
+    `ratio` is measured over predicted. Additivity `holds` unless the interval of the ratio is wholly outside
+    1 +- `tolerance`, the relative half-width of the measured KL's own interval.
+    """
+
+    predicted: Interval
+    measured: Interval
+    ratio: Interval
+    tolerance: float
+    holds: bool
+
+
+class RoundRow(Spec):
+    """One plan of a build of two rounds, measured on text held out for choosing."""
+
+    round: int
+    predicted_kl: float
+    measured: Interval
+    bytes: int
+    kept: bool
+
+
+class AlsoPacked(Spec):
+    """The same selection in a further file format: the pack node, where it is, its size and what it measures."""
+
+    node: str
+    format: str
+    packed: Packed
+    bytes: Bytes
+    bpw: BitsPerWeight
+    measured: Measured
+    gates: tuple[GateRow, ...]
+    passed: bool
 
 
 class Report(Spec):
@@ -144,3 +240,20 @@ class Report(Spec):
     libraries: dict[str, str]
     mlflow_run_id: str | None
     prefect_flow_run_id: str | None
+    standing: Standing | None = None
+    """None in reports from before there were champions."""
+    page: str | None = None
+    """The self-contained HTML report on the machine that built."""
+    asked: dict[str, object] | None = None
+    """The recipe as it was written, short or explicit, without what are defaults."""
+    domains: tuple[DomainRow, ...] = ()
+    positions: tuple[PositionRow, ...] = ()
+    generations: tuple[Generation, ...] = ()
+    fit: Fit | None = None
+    """None where scores are no KL, or know no documents."""
+    rounds: tuple[RoundRow, ...] = ()
+    """Both plans of a build of two rounds."""
+    also: tuple[AlsoPacked, ...] = ()
+    """Further file formats; `bytes`, `bpw` and everything else above are of the first."""
+    experts: ExpertCoverage | None = None
+    """None for dense models."""

@@ -25,6 +25,8 @@ class Gates(Spec):
     beats_uniform: bool = True
     max_damping: float = Field(default=0.1, gt=0)
     """Largest Hessian damping any chosen unit may have needed."""
+    min_expert_tokens: int | None = Field(default=None, ge=1)
+    """Fewest calibration tokens that any quantized expert of a mixture may have seen."""
 
 
 class Verify(Spec):

@@ -61,6 +61,8 @@ class Env:
     progress: Callable[[int, int, str], None] = _silent
     memo: dict[Any, Any] = field(default_factory=dict)
     """Process-wide memory for things that are slow to rebuild, keyed by content (`remember`)."""
+    resume: Path | None = None
+    """A folder that outlives a killed call of the same item, for what a step needs to go on; None where there is none."""
 
     def remember(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         """The value under `key`, made once. Keeps one value per first element of the key."""
@@ -73,7 +75,7 @@ class Env:
         return value
 
 
-View = Literal["whole", "tokenizer", "structure", "block", "unit", "child"]
+View = Literal["whole", "tokenizer", "structure", "block", "unit", "child", "units"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ class Step:
     scope unit: called per (unit, format); of a Quantize spec the item's own QuantizeUnit.
 
     `views` says how much of a port an item is handed, and so how much of it enters the item's key: a model's
-    `tokenizer` files, its `structure` (config and shapes), the weights of the item's `block` or `unit`, or the `child`
-    of a composite value that belongs to the item. Ports not named are handed whole.
+    `tokenizer` files, its `structure` (config and shapes), the weights of the item's `block` or `unit`, the `child` of
+    a composite value that belongs to the item, or the `units` of a selection that lie in the item's block (what lies
+    outside all blocks goes with the first). Ports not named are handed whole.
     """
 
     spec: type[Spec]

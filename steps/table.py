@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from schemas.allocate import Allocate, Select
+from schemas.allocate import Additivity, Allocate, Choose, Select
 from schemas.base import Spec
 from schemas.calibrate import Calibrate, ModelSource, Reference, TextSource, Tokenize
-from schemas.distill import Distill
+from schemas.distill import Distill, Join, Reconstruct
 from schemas.pack import Pack
 from schemas.quantize import Quantize
-from schemas.sensitivity import Fisher, KLProbe
+from schemas.sensitivity import (
+    LIM,
+    ZD,
+    Fisher,
+    FisherRows,
+    Hutchinson,
+    KLProbe,
+    OutputError,
+    PairProbe,
+    Rescore,
+    SizeNormalised,
+    WeightError,
+)
 from schemas.verify import Evaluate, Verify
 from steps.step import Step
 
@@ -60,6 +72,21 @@ STEPS: tuple[Step, ...] = (
         views={"candidates": "child"},
     ),
     Step(
+        spec=PairProbe,
+        module="steps.sensitivity.pair_probe",
+        inputs={
+            "model": "model",
+            "candidates": "candidates",
+            "tokens": "tokens",
+            "reference": "reference",
+            "plan": "plan",
+        },
+        outputs={"interactions": "interactions"},
+        scope="model",
+        libraries=MODEL_LIBRARIES,
+        optional=frozenset({"plan"}),
+    ),
+    Step(
         spec=Fisher,
         module="steps.sensitivity.fisher",
         inputs={"model": "model", "candidates": "candidates", "tokens": "tokens"},
@@ -68,13 +95,103 @@ STEPS: tuple[Step, ...] = (
         libraries=MODEL_LIBRARIES,
     ),
     Step(
+        spec=FisherRows,
+        module="steps.sensitivity.fisher_rows",
+        inputs={"model": "model", "candidates": "candidates", "tokens": "tokens"},
+        outputs={"scores": "scores"},
+        scope="model",
+        libraries=MODEL_LIBRARIES,
+    ),
+    Step(
+        spec=Hutchinson,
+        module="steps.sensitivity.hutchinson",
+        inputs={"model": "model", "candidates": "candidates", "tokens": "tokens"},
+        outputs={"scores": "scores"},
+        scope="model",
+        libraries=MODEL_LIBRARIES,
+    ),
+    Step(
+        spec=OutputError,
+        module="steps.sensitivity.output_error",
+        inputs={"candidates": "candidates"},
+        outputs={"scores": "scores"},
+        scope="model",
+    ),
+    Step(
+        spec=SizeNormalised,
+        module="steps.sensitivity.size_normalised",
+        inputs={"candidates": "candidates"},
+        outputs={"scores": "scores"},
+        scope="model",
+    ),
+    Step(
+        spec=WeightError,
+        module="steps.sensitivity.weight_error",
+        inputs={"model": "model", "candidates": "candidates"},
+        outputs={"scores": "scores"},
+        scope="model",
+    ),
+    Step(
+        spec=LIM,
+        module="steps.sensitivity.lim",
+        inputs={"model": "model", "candidates": "candidates", "tokens": "tokens"},
+        outputs={"scores": "scores"},
+        scope="model",
+        libraries=MODEL_LIBRARIES,
+    ),
+    Step(
+        spec=ZD,
+        module="steps.sensitivity.zd",
+        inputs={"model": "model", "candidates": "candidates"},
+        outputs={"scores": "scores"},
+        scope="model",
+    ),
+    Step(
+        spec=Rescore,
+        module="steps.sensitivity.rescore",
+        inputs={
+            "model": "model",
+            "candidates": "candidates",
+            "scores": "scores",
+            "tokens": "tokens",
+            "reference": "reference",
+            "plan": "plan",
+            "selection": "selection",
+            "interactions": "interactions",
+        },
+        outputs={"scores": "scores"},
+        scope="unit",
+        libraries=MODEL_LIBRARIES,
+        optional=frozenset({"interactions"}),
+        views={"candidates": "child", "scores": "child"},
+    ),
+    Step(
         spec=Allocate,
         module="steps.allocate.run",
         inputs={"model": "model", "candidates": "candidates", "scores": "scores"},
         outputs={"plan": "plan"},
         scope="model",
         libraries=("pulp", "highspy", "numpy"),
-        views={"model": "structure"},
+        views={"model": "tokenizer"},
+    ),
+    Step(
+        spec=Choose,
+        module="steps.allocate.choose",
+        inputs={
+            "first": "plan",
+            "second": "plan",
+            "first_evaluation": "evaluation",
+            "second_evaluation": "evaluation",
+        },
+        outputs={"plan": "plan"},
+        scope="model",
+    ),
+    Step(
+        spec=Additivity,
+        module="steps.allocate.additivity",
+        inputs={"plan": "plan", "scores": "scores", "evaluation": "evaluation"},
+        outputs={"additivity": "additivity"},
+        scope="model",
     ),
     Step(
         spec=Select,
@@ -91,6 +208,24 @@ STEPS: tuple[Step, ...] = (
         outputs={"selection": "selection"},
         scope="model",
         libraries=MODEL_LIBRARIES,
+    ),
+    Step(
+        spec=Reconstruct,
+        module="steps.distill.reconstruct",
+        inputs={"model": "model", "selection": "selection", "tokens": "tokens"},
+        outputs={"selection": "refined"},
+        scope="block",
+        libraries=MODEL_LIBRARIES,
+        views={"model": "block", "selection": "units"},
+        carry="hidden",
+    ),
+    Step(
+        spec=Join,
+        module="steps.distill.join",
+        inputs={"selection": "selection", "refined": "refined"},
+        outputs={"selection": "selection"},
+        scope="model",
+        libraries=(),
     ),
     Step(
         spec=Evaluate,

@@ -124,10 +124,17 @@ class Artifacts:
     def missing(self, digests: str | Iterable[str], *, deep: bool = True) -> set[str]:
         """Digests of the manifests and objects that these artifacts need and the store lacks; contents are not read.
 
+        An object of another length than it must have was torn by a power cut and counts as lacking.
         `deep`: with all their parts; otherwise only of their own manifests, tensors and files.
         """
         reached = walk(self.manifests, [digests] if isinstance(digests, str) else digests, deep=deep)
-        return reached.absent | (reached.objects - self.blobs.has_many(reached.objects))
+        sizes = self.blobs.sizes(reached.objects)
+        return reached.absent | {digest for digest, size in reached.objects.items() if sizes.get(digest) != size}
+
+    def verify(self, digests: Iterable[str]) -> None:
+        """Read all that these artifacts consist of, as far as it is there; what is damaged goes to quarantine."""
+        for digest in self.blobs.sizes(walk(self.manifests, digests).objects):
+            self.blobs.verify(digest)
 
 
 def _plain(value: Any) -> Any:

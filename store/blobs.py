@@ -103,7 +103,6 @@ class Blobs:
         """A local, read-only file with the object's content, verified once by this process."""
         if not self.folder.root:
             return self._cached_path(digest)
-        self.folder.commit()
         path = self.folder.root / self.path(digest)
         if digest in self._verified and path.is_file():
             return path
@@ -120,6 +119,12 @@ class Blobs:
             return hash_chunks(self._chunks(digest)) == digest
         except FileNotFoundError:
             raise Missing(digest, self.url) from None
+
+    def verify(self, digest: str) -> None:
+        """Read an object; move it to quarantine if its bytes are not the named ones."""
+        with suppress(Missing):
+            if not self.check(digest):
+                self._corrupt(digest)
 
     def _chunks(self, digest: str) -> Iterator[bytes]:
         """A remote object in pieces that fit in memory."""
@@ -141,10 +146,10 @@ class Blobs:
         """Whether the object is there; its content is not looked at."""
         return self.folder.info(self.path(digest)) is not None
 
-    def has_many(self, digests: Iterable[str]) -> set[str]:
-        """Those of the digests that are there."""
+    def sizes(self, digests: Iterable[str]) -> dict[str, int]:
+        """Bytes of those of the objects that are there."""
         paths = {self.path(digest): digest for digest in digests}
-        return {paths[path] for path in self.folder.sizes(list(paths))}
+        return {paths[path]: size for path, size in self.folder.sizes(list(paths)).items()}
 
     def size(self, digest: str) -> int:
         """Bytes of an object."""

@@ -1,4 +1,4 @@
-"""Builds: one JSON record per build report, which of them are promoted, and pins: what prune must keep."""
+"""Builds: one JSON record per build report, which of them are promoted or champions, and pins: what prune must keep."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,127}")
 
 @dataclass(frozen=True)
 class Build:
-    """One record: its digest, when it was written (seconds since 1970), whether it was promoted, the report itself."""
+    """One record: its digest, when it was written (seconds since 1970), the report itself.
+
+    `promoted`: a person marked it. `champion`: it is the build of its recipe that is to be used.
+    """
 
     digest: str
     modified: float
     promoted: bool
     report: dict[str, Any]
+    champion: bool = False
 
 
 class Builds:
-    """`builds/<digest>.json`, `promoted/<digest>`, `pins/<name>`; all self-checking, all replaced atomically."""
+    """`builds/<digest>.json`, `promoted/<digest>`, `champions/<recipe>`, `pins/<name>`; all self-checking, all replaced
+    atomically."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -46,9 +51,9 @@ class Builds:
         """All sound records, newest first."""
         entries = sorted(self.folder.scan("builds"), key=lambda each: -each.modified)
         found = dict(records.read_records(self.folder, [each.path for each in entries]))
-        promoted = self._promoted()
+        promoted, champions = self._promoted(), set(self.champions().values())
         return tuple(
-            Build(name, each.modified, name in promoted, found[each.path])
+            Build(name, each.modified, name in promoted, found[each.path], name in champions)
             for each in entries
             if each.path in found and (name := each.path[len("builds/") : -len(".json")])
         )
@@ -76,9 +81,29 @@ class Builds:
     def _promoted(self) -> set[str]:
         return {entry.path.removeprefix("promoted/") for entry in self.folder.scan("promoted")}
 
+    def crown(self, recipe: str, digest: str) -> None:
+        """Make a build the champion of a recipe, in place of another one; prune keeps champions."""
+        self.folder.replace(self._champion(recipe), records.encode({"digest": digest, "at": time.time()}))
+
+    def depose(self, recipe: str) -> None:
+        """Leave a recipe without a champion; no error if it has none."""
+        self.folder.remove(self._champion(recipe))
+
+    def champion(self, recipe: str) -> str | None:
+        """Digest of a recipe's champion."""
+        found = records.read_record(self.folder, self._champion(recipe))
+        return str(found["digest"]) if found else None
+
+    def champions(self) -> dict[str, str]:
+        """Digests of all champions by the name of their recipe."""
+        found = records.read_records(self.folder, [entry.path for entry in self.folder.scan("champions")])
+        return {path.removeprefix("champions/"): record["digest"] for path, record in found}
+
     def remove(self, digest: str) -> None:
-        """Forget a build's record and its flag; prune then finds what only this build needed."""
+        """Forget a build's record and its marks; prune then finds what only this build needed."""
         self.folder.remove(f"promoted/{digest}")
+        for recipe in (recipe for recipe, champion in self.champions().items() if champion == digest):
+            self.depose(recipe)
         self.folder.remove(_path(digest))
 
     def pin(self, name: str, digest: str) -> None:
@@ -97,9 +122,16 @@ class Builds:
         return {path.removeprefix("pins/"): record["digest"] for path, record in found}
 
     def _pin(self, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise InputError("Not a name for a pin", got=name, wanted="letters, digits, _ . @ + -, at most 128")
-        return f"pins/{name}"
+        return f"pins/{_checked(name, 'a pin')}"
+
+    def _champion(self, recipe: str) -> str:
+        return f"champions/{_checked(recipe, 'a recipe')}"
+
+
+def _checked(name: str, of: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"Not a name for {of}", got=name, wanted="letters, digits, _ . @ + -, at most 128")
+    return name
 
 
 def _path(digest: str) -> str:

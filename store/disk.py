@@ -1,4 +1,4 @@
-"""Files on a local disk: written under a temporary name, made durable, and only then given their name."""
+"""Files on a local disk: written under a temporary name, and given their own only when they are whole."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def sync(paths: Iterable[Path]) -> None:
 
 
 def _sync_one(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # it was deleted meanwhile
+        return
     try:
         os.fsync(file)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -59,10 +59,7 @@ class Folder(Protocol):
         """Take content in and hash it. `move`: the file is ours to take away."""
 
     def place(self, staged: Staged, path: str, *, late: bool = False) -> bool:
-        """Give staged content its name unless the name is taken (then False). `late`: after all that is not late."""
-
-    def discard(self, staged: Staged) -> None:
-        """Forget staged content."""
+        """Give staged content its name unless the name is taken (then False). `late`: a record that checks itself."""
 
     def replace(self, path: str, data: Bytes) -> None:
         """Write a file atomically, over an older one if there is one."""
@@ -80,13 +77,7 @@ class Folder(Protocol):
         """Rename a file."""
 
     def batch(self) -> AbstractContextManager[None]:
-        """Within it, `place` may postpone durability and names until enough has gathered, or the end."""
-
-    def commit(self) -> None:
-        """Make durable and visible what the batch has gathered."""
-
-    def after_commit(self, action: Callable[[], None]) -> None:
-        """Run an action once everything placed so far is durable: now, unless a batch is open."""
+        """Within it, `place` may postpone durability until enough has gathered, or the end."""
 
     def sweep(self, older_than: float) -> int:
         """Delete what interrupted writers left behind before that time; how many."""

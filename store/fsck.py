@@ -17,6 +17,7 @@ from store.verified import quarantine, read_verified
 from store.walk import parts
 
 LOCAL_THREADS = 4
+RECORDS = ("traces", "builds", "promoted", "champions", "pins")
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ class Checked:
 def fsck(store: Store, *, repair: bool = True) -> Checked:
     """Verify every object, manifest, trace and record. `repair`: quarantine bad ones, so that they are made again."""
     store.check_ours()
-    store.flush()
     objects, manifests = _contents(store, store.blobs), _contents(store, store.artifacts.manifests)
     bad = [store.blobs.path(digest) for digest, sound in objects.items() if not sound]
     bad += [store.artifacts.manifests.path(digest) for digest, sound in manifests.items() if not sound]
-    records = [entry.path for prefix in ("traces", "builds", "promoted", "pins") for entry in store.folder.scan(prefix)]
+    records = [entry.path for prefix in RECORDS for entry in store.folder.scan(prefix)]
     bad += [path for path, data in read_files(store.folder, records) if not _record_is_sound(store, path, data)]
     if repair:
         for path in bad:
@@ -98,7 +98,7 @@ def _whole(store: Store, manifests: Iterable[str], objects: set[str]) -> set[str
     blobs = store.artifacts.manifests
     names = {blobs.path(digest): digest for digest in manifests}
     needs = {names[path]: parts(data) for path, data in read_files(store.folder, names)}
-    whole = {digest for digest, (own, _) in needs.items() if own <= objects}
+    whole = {digest for digest, (own, _) in needs.items() if own.keys() <= objects}
     while lacking := {digest for digest in whole if not needs[digest][1] <= whole}:
         whole -= lacking
     return whole

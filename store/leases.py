@@ -32,7 +32,6 @@ class Leases:
 
     def __init__(self, folder: Folder, ttl: float = TTL, poll: float = POLL) -> None:
         self._folder, self._poll = folder, poll
-        self._leaving: set[str] = set()
         self._kind = FileLocks(folder.root / "leases") if folder.root else ExpiringLeases(folder, ttl)
 
     def acquire(self, name: str, **facts: Any) -> bool:
@@ -42,19 +41,12 @@ class Leases:
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"not a name for a lease: {name!r}")
-        if name in self._leaving:  # released within a batch that is still open
-            self._folder.commit()
         own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         with guard(self._folder.url):
             return self._kind.acquire(name, own | facts)
 
     def release(self, name: str) -> None:
-        """Give a lease back, once everything that this process has stored is durable."""
-        self._leaving.add(name)
-        self._folder.after_commit(lambda: self._release(name))
-
-    def _release(self, name: str) -> None:
-        self._leaving.discard(name)
+        """Give a lease back; no error if this process does not hold it."""
         self._kind.release(name)
 
     def holders(self, prefix: str = "") -> dict[str, dict[str, Any]]:

@@ -1,42 +1,36 @@
-"""Builds in MLflow: one parent run per build, one nested run per node, one model version per build that passed.
+"""Builds in MLflow: one run per build, one nested run per node, one model version per build that passed.
 
-The only place that imports MLflow, inside functions. Its global state (current URI, active run) is left alone.
+MLflow is imported in store/mlflow_client.py only. store/MLFLOW.md has every name that is used here.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from schemas.errors import InputError
 from schemas.report import NodeRow, Report
 from store.lineage_facts import allocation_csv, flatten, metrics_of
-from store.tracking import ARTIFACTS, database_folder, resolve_tracking
+from store.mlflow_client import experiment_id, mlflow_client
 from store.tracking import check_tracking as check_tracking
+from store.tracking import has_records, resolve_tracking
 
-ALIAS = "candidate"
-"""`latest` is reserved by MLflow; a person moves `champion`."""
+CANDIDATE, CHAMPION = "candidate", "champion"
+"""Aliases of model versions: the newest build that passed, and the one to use. (`latest` is reserved by MLflow.)"""
 
 PARENT, BUILD, DONE, NODE = "bitsmith.parent", "bitsmith.build", "bitsmith.done", "bitsmith.node"
+PAGE = "report.html"
 
 _PARAMS_PER_BATCH = 100
 _DATASET_DIGEST = 32
 """MLflow holds 36 characters of a dataset's digest; the whole one is in the tag `bitsmith.digest`."""
 
-_ENVIRONMENT = {
-    "DO_NOT_TRACK": "1",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
+Draw = Callable[[Report], Path | None]
+"""Makes a report into one HTML file, or says None when it cannot."""
 
 
 class Input(NamedTuple):
@@ -57,64 +51,61 @@ def log_build(
     plots: Mapping[str, Path] | None = None,
     *,
     register_as: str | None = None,
+    page: Draw = lambda report: None,
 ) -> str:
-    """Log a finished build; the id of its parent run.
+    """Log a finished build; the id of its run.
 
-    `recipe_yaml` is the resolved recipe: whole as an artifact, flattened as params. A build is logged once per
-    experiment: a finished run with its `build_digest` is returned as it is, an unfinished one is completed. When
-    `report.passed` and `register_as` names a registered model, a version with the alias `candidate` is made.
+    `recipe_yaml` is the resolved recipe: whole as an artifact, flattened as params. `page` is handed the report with
+    its run id and draws what becomes report.html. A build is logged once per experiment: a finished run with its
+    `build_digest` is returned as it is, an unfinished one is completed. When `report.passed` and `register_as` names a
+    registered model, a version with the alias `candidate` is made, and `champion` if that is the build's standing.
     InputError when MLflow cannot be reached or refuses; the build itself is in the store and can be logged again.
     """
     check_tracking(uri)
-    with _mlflow(resolve_tracking(uri)) as client:
-        where = _experiment(client, resolve_tracking(uri), experiment)
+    with mlflow_client(resolve_tracking(uri)) as client:
+        where = experiment_id(client, resolve_tracking(uri), experiment)
         run = _parent_run(client, where, report)
         run_id: str = run.info.run_id
         if DONE not in run.data.tags:
             _log_parent(client, run, report, recipe_yaml, inputs)
-            _log_artifacts(client, run_id, report, recipe_yaml, plots or {})
+            _log_artifacts(client, report.model_copy(update={"mlflow_run_id": run_id}), recipe_yaml, plots or {}, page)
             _log_nodes(client, where, run_id, report)
             if report.passed and register_as:
                 _register(client, where, run_id, report, register_as)
             client.set_tag(run_id, DONE, "true")
             client.set_terminated(run_id, end_time=_moment(report))
+        if report.standing is not None and report.standing.champion and register_as:
+            _move_alias(client, register_as, report.build_digest)
     return run_id
 
 
-@contextmanager
-def _mlflow(uri: str) -> Iterator[Any]:
-    """A quiet client of its own; whatever MLflow throws becomes an InputError."""
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if before[name] is None})
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+def move_champion(uri: str, model: str, build_digest: str | None) -> bool:
+    """Make a build's version the champion of a registered model, or with None leave it without; False if it has none.
 
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise InputError(
-            "the build could not be logged to MLflow",
-            where=uri,
-            got=f"{type(error).__name__}: {error}",
-            fix="the build is complete in the store; run the same recipe again to log it",
-        ) from error
-    finally:
-        logger.setLevel(level)
-        for name in (name for name, value in before.items() if value is None):
-            os.environ.pop(name, None)
+    For decisions that a person makes after the build was logged.
+    """
+    if not has_records(uri):
+        return False
+    check_tracking(uri)
+    with mlflow_client(resolve_tracking(uri)) as client:
+        if not client.search_registered_models(filter_string=f"name = '{model}'"):
+            return False
+        if build_digest is not None:
+            return _move_alias(client, model, build_digest)
+        client.delete_registered_model_alias(model, CHAMPION)
+        return True
 
 
-def _experiment(client: Any, uri: str, name: str) -> str:
-    """The experiment's id. Artifacts live beside a local file (MLflow's own default is the current folder)."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        folder = database_folder(uri)
-        return str(client.create_experiment(name, artifact_location=folder and (folder / ARTIFACTS).as_uri()))
-    return str(found.experiment_id)
+def _move_alias(client: Any, model: str, build_digest: str) -> bool:
+    version = _version_of(client, model, build_digest)
+    if version is not None:
+        client.set_registered_model_alias(model, CHAMPION, version.version)
+    return version is not None
+
+
+def _version_of(client: Any, model: str, build_digest: str) -> Any | None:
+    wanted = f"name = '{model}' and tags.`{BUILD}` = '{build_digest}'"
+    return next(iter(client.search_model_versions(wanted)), None)
 
 
 def _parent_run(client: Any, experiment: str, report: Report) -> Any:
@@ -131,6 +122,7 @@ def _parent_run(client: Any, experiment: str, report: Report) -> Any:
         "bitsmith.packed": report.packed.digest,
         "bitsmith.passed": str(report.passed).lower(),
         "bitsmith.device": report.device,
+        "bitsmith.standing": report.standing.why if report.standing else "unknown",
         "prefect.flow_run_id": report.prefect_flow_run_id or "none",
     }
     start = _moment(report) - round(1000 * report.seconds)
@@ -156,13 +148,16 @@ def _log_parent(client: Any, run: Any, report: Report, recipe_yaml: str, inputs:
         client.log_inputs(run_id, datasets)
 
 
-def _log_artifacts(client: Any, run_id: str, report: Report, recipe_yaml: str, plots: Mapping[str, Path]) -> None:
-    full = report.model_copy(update={"mlflow_run_id": run_id})
-    client.log_text(run_id, full.model_dump_json(indent=1), "report.json")
+def _log_artifacts(client: Any, report: Report, recipe_yaml: str, plots: Mapping[str, Path], page: Draw) -> None:
+    run_id = report.mlflow_run_id
+    client.log_text(run_id, report.model_dump_json(indent=1), "report.json")
     client.log_text(run_id, allocation_csv(report), "allocation.csv")
     client.log_text(run_id, recipe_yaml, "recipe.yaml")
     for path in plots.values():
         client.log_artifact(run_id, str(path), "plots")
+    drawn = page(report)
+    if drawn is not None:
+        client.log_text(run_id, drawn.read_text("utf-8"), PAGE)
 
 
 def _log_nodes(client: Any, experiment: str, parent: str, report: Report) -> None:
@@ -200,20 +195,20 @@ def _register(client: Any, experiment: str, run_id: str, report: Report, name: s
     tags = {BUILD: report.build_digest, "bitsmith.packed": report.packed.digest, "bitsmith.path": report.packed.path}
     if not client.search_registered_models(filter_string=f"name = '{name}'"):
         client.create_registered_model(name)
-    for version in client.search_model_versions(f"name = '{name}' and tags.`{BUILD}` = '{report.build_digest}'"):
-        client.set_registered_model_alias(name, ALIAS, version.version)
-        return
-    model = client.create_logged_model(
-        experiment,
-        name=name,
-        source_run_id=run_id,
-        tags={**tags, "mlflow.model.isExternal": "true"},
-        model_type="packed",
-    )
-    client.finalize_logged_model(model.model_id, "READY")
-    # The location, not `models:/<id>`: MLflow looks that one up in its global tracking URI.
-    version = client.create_model_version(name, model.artifact_location, run_id, tags=tags, model_id=model.model_id)
-    client.set_registered_model_alias(name, ALIAS, version.version)
+    version = _version_of(client, name, report.build_digest)
+    if version is None:
+        model = client.create_logged_model(
+            experiment,
+            name=name,
+            source_run_id=run_id,
+            tags={**tags, "mlflow.model.isExternal": "true"},
+            model_type="packed",
+        )
+        client.finalize_logged_model(model.model_id, "READY")
+        # The location, not `models:/<id>`: MLflow looks that one up in its global tracking URI.
+        where = model.artifact_location
+        version = client.create_model_version(name, where, run_id, tags=tags, model_id=model.model_id)
+    client.set_registered_model_alias(name, CANDIDATE, version.version)
 
 
 def _moment(report: Report) -> int:

@@ -27,7 +27,34 @@ METRICS = {
     "units_computed": "pieces of work done in this run, over all nodes, or of the node",
     "units_cached": "pieces of work found in the store",
 }
-"""Every metric name that is logged; compare views and alerts may rely on them."""
+"""Every metric name that is logged of a build; compare views and alerts may rely on them."""
+
+SWEEP_METRICS = {
+    "builds": "builds of the sweep that were made, or found in the store",
+    "builds_failed": "those of them whose gates did not pass",
+    "kl_over_uniform": "geometric mean over the budgets of KL(allocated) over KL(best uniform format of no more bytes)",
+    "trend_slope": "slope of measured against predicted KL over the budgets, in logarithms; 1 is ideal",
+}
+
+TAGS = {
+    "bitsmith.parent": "`true` on the run of a build; nodes below it do not have it",
+    "bitsmith.build": "digest of the build: of its recipe and of all outputs",
+    "bitsmith.recipe": "digest of the explicit recipe",
+    "bitsmith.packed": "digest of the packed folder's listing",
+    "bitsmith.passed": "whether all gates passed, `true` or `false`",
+    "bitsmith.standing": "how the build stood against the champion when it was made, in words",
+    "bitsmith.device": "what it was verified on",
+    "bitsmith.done": "`true` once everything of the build is logged",
+    "bitsmith.node": "on a nested run: the node's name",
+    "bitsmith.step": "on a nested run: the node's step",
+    "bitsmith.status": "on a nested run: `computed`, `cached` or `partial`",
+    "bitsmith.sweep": "`true` on the run above the builds of a sweep",
+    "bitsmith.digest": "on a dataset input: the whole digest",
+    "bitsmith.path": "on a model version: the packed folder",
+    "prefect.flow_run_id": "the Prefect flow run that made it",
+    "mlflow.parentRunId": "the build of a node, the sweep of a build",
+}
+"""Every tag that we set."""
 
 _PARAM_CHARACTERS, _KEY_CHARACTERS = 6000, 250
 """MLflow's limits."""

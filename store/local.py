@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -20,11 +20,11 @@ TEMPORARY = "tmp"
 
 
 class LocalFolder:
-    """See Folder. Outside a batch every `place` is durable when it returns: file, name, and folder."""
+    """See Folder. Outside a batch every `place` that is not late is durable when it returns: file, name, and folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._batch = Batch(root)
+        self._batch = Batch(str(root))
 
     @property
     def url(self) -> str:
@@ -35,10 +35,6 @@ class LocalFolder:
         return self._root
 
     def _open(self, path: str) -> BufferedReader:
-        waiting = self._batch.find(path)
-        if waiting:
-            with suppress(FileNotFoundError):  # it got its name meanwhile
-                return waiting.open("rb")
         return open(f"{self._root}/{path}", "rb")
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
@@ -71,7 +67,6 @@ class LocalFolder:
         return None
 
     def sizes(self, paths: list[str]) -> dict[str, int]:
-        self._batch.commit()
         found: dict[str, int] = {}
         root = str(self._root)
         with guard(self.url):
@@ -81,7 +76,6 @@ class LocalFolder:
         return found
 
     def scan(self, prefix: str) -> Iterator[Entry]:
-        self._batch.commit()
         with guard(self.url), suppress(FileNotFoundError), os.scandir(self._root / prefix) as entries:
             for entry in entries:
                 path = f"{prefix}/{entry.name}"
@@ -97,12 +91,26 @@ class LocalFolder:
             return write_temporary(self._root / TEMPORARY, source, move)
 
     def place(self, staged: Staged, path: str, *, late: bool = False) -> bool:
-        with guard(self.url):
-            return self._batch.add(staged, path, late)
-
-    def discard(self, staged: Staged) -> None:
         assert isinstance(staged.content, Path)
-        staged.content.unlink(missing_ok=True)
+        final = self._root / path
+        try:
+            with guard(self.url):
+                touched = make_folder(final.parent) | {final.parent}
+                named = give_name(staged.content, final) or self._heal(staged, path, late)
+                # Late ones are not synced: they check themselves, and one that a power cut takes is only made again.
+                if named and not late:
+                    self._batch.add(final, staged.size, touched)
+                return named
+        finally:
+            staged.content.unlink(missing_ok=True)
+
+    def _heal(self, staged: Staged, path: str, late: bool) -> bool:
+        """Put whole content in the place of an object that a power cut has torn; False if it is whole, or late."""
+        if late or self.touch(path, staged.size):
+            return False
+        assert isinstance(staged.content, Path)
+        staged.content.replace(self._root / path)
+        return True
 
     def replace(self, path: str, data: Bytes) -> None:
         final = self._root / path
@@ -125,8 +133,6 @@ class LocalFolder:
             return claimed
 
     def touch(self, path: str, size: int) -> bool:
-        if self._batch.find(path):
-            return True
         final = self._root / path
         try:
             if final.stat().st_size != size:
@@ -139,12 +145,10 @@ class LocalFolder:
         return True
 
     def remove(self, path: str) -> None:
-        self._batch.commit()
         with guard(self.url):
             (self._root / path).unlink(missing_ok=True)
 
     def move(self, path: str, to: str) -> None:
-        self._batch.commit()
         final = self._root / to
         with guard(self.url):
             make_folder(final.parent)
@@ -152,13 +156,6 @@ class LocalFolder:
 
     def batch(self) -> AbstractContextManager[None]:
         return self._batch.open()
-
-    def commit(self) -> None:
-        with guard(self.url):
-            self._batch.commit()
-
-    def after_commit(self, action: Callable[[], None]) -> None:
-        self._batch.after(action)
 
     def sweep(self, older_than: float) -> int:
         stale = [entry for entry in self.scan(TEMPORARY) if entry.modified < min(older_than, time.time())]

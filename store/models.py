@@ -113,20 +113,28 @@ class SourceModel:
         """sha256 over config, tensors and files; neither place nor sharding nor dates."""
         return self.content_digest(self.shapes, files=True)
 
+    @cached_property
+    def facts_digest(self) -> str:
+        """sha256 over config and all shapes and dtypes; taken once, for a mixture has tens of thousands of views."""
+        return digest_of({key: self.meta[key] for key in ("config", "shapes", "dtypes")})
+
     def content_digest(self, names: Iterable[str], files: bool) -> str:
         """sha256 over config, all shapes and dtypes, these tensors' bytes, and the files when asked."""
-        document: dict[str, Any] = {key: self.meta[key] for key in ("config", "shapes", "dtypes")}
-        document["tensors"] = self.tensor_digests.digests(names)
+        document: dict[str, Any] = {"facts": self.facts_digest, "tensors": self.tensor_digests.digests(names)}
         if files:
             document["files"] = {name: digest for name, digest in self.file_digests.items() if name != CONFIG}
         return digest_of(document)
+
+    @cached_property
+    def _rank(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.shapes)}
 
     def view(self, names: Iterable[str], files: bool = False) -> ModelView:
         """The model with only these tensors (and its files when asked); KeyError for a name it does not have."""
         wanted = set(names)
         if unknown := wanted - self.shapes.keys():
             raise KeyError(min(unknown))
-        return ModelView(self, tuple(n for n in self.shapes if n in wanted), files)
+        return ModelView(self, tuple(sorted(wanted, key=self._rank.__getitem__)), files)
 
     def check(self) -> None:
         """Raise InputError unless the headers hold exactly the architecture's parameters; reads weights only to

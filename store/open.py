@@ -18,6 +18,7 @@ from store.folder import Folder
 from store.leases import Leases
 from store.local import LocalFolder
 from store.records import encode, read_record
+from store.running import UnderWay
 from store.traces import Traces
 
 VERSION = 1
@@ -25,7 +26,10 @@ VERSION = 1
 
 MARKER = "bitsmith.json"
 
-OWN = {"artifacts", "builds", "conflicts", "leases", "objects", "pins", "promoted", "quarantine", "tmp", "traces"}
+OWN = {
+    *("artifacts", "builds", "champions", "conflicts", "leases", "objects", "pins", "promoted", "quarantine"),
+    *("running", "tmp", "traces"),
+}
 """All names that this package makes directly below a store's address."""
 
 
@@ -51,6 +55,7 @@ class Store:
         self.traces = Traces(self.folder, self._is_whole)
         self.leases = Leases(self.folder)
         self.builds = Builds(self.folder)
+        self.under_way = UnderWay(self.folder, self.leases)
 
     @property
     def url(self) -> str:
@@ -65,15 +70,12 @@ class Store:
         return not outputs or any(not self.artifacts.missing(digest) for digest in outputs.values())
 
     def batch(self) -> AbstractContextManager[None]:
-        """Within it, local writes become durable in groups (64 files or 2 s), each before the traces that name it.
+        """Within it, local writes are synced in groups (64 files or 2 s), which costs a fraction per small file.
 
-        A tenth of the cost per small file. What a killed process had not committed yet is computed again.
+        Whatever was stored is there for every process at once, and stays when this one is killed. A power cut may cost
+        or tear what was not synced: that is found when it is read, and made again.
         """
         return self.folder.batch()
-
-    def flush(self) -> None:
-        """Make durable what an open batch has gathered."""
-        self.folder.commit()
 
     @contextmanager
     def running(self, name: str = "") -> Iterator[str]:

@@ -41,13 +41,12 @@ class Pruned:
 
 
 def prune(store: Store, *, keep_builds: int = 10, dry_run: bool = False) -> Pruned:
-    """Keep the newest builds, the promoted ones, the pins, all that these consist of, and the traces that led there.
+    """Keep the newest builds, the promoted ones, the champions, the pins, all that these consist of, and their traces.
 
     While builds run, every trace stays with all that it leads to, and so does whatever was stored or stored again since
     the first of them began. Builds that start meanwhile wait (Store.running). One prune at a time.
     """
     store.check_ours()
-    store.flush()
     with store.leases.hold("prune/prune", timeout=5.0):
         running = store.leases.holders("builds")
         result = _choose(store, keep_builds, [facts.get("since", 0.0) for facts in running.values()])
@@ -73,7 +72,7 @@ def _choose(store: Store, keep_builds: int, running: list[float]) -> Pruned:
             if key in ages and key not in roots and not kept.manifests & set(trace.outputs.values())
         }
     artifacts = _doomed(store.artifacts.manifests, kept.manifests | roots, before)
-    objects = _doomed(store.blobs, kept.objects | roots, before)
+    objects = _doomed(store.blobs, kept.objects.keys() | roots, before)
     size = sum(artifacts.values()) + sum(objects.values()) + sum(ages[key].size for key in traces)
     return Pruned(True, len(running), before, tuple(gone), tuple(traces), tuple(artifacts), tuple(objects), size)
 
@@ -81,7 +80,7 @@ def _choose(store: Store, keep_builds: int, running: list[float]) -> Pruned:
 def _builds(store: Store, keep: int) -> tuple[list[str], set[str]]:
     """Digests of the builds that go, and every digest that the others and the pins mention."""
     builds, pinned = store.builds.list(), set(store.builds.pins().values())
-    kept = [build for build in builds if build.promoted or build.digest in pinned]
+    kept = [build for build in builds if build.promoted or build.champion or build.digest in pinned]
     kept += [build for build in builds if build not in kept][: max(keep, 0)]
     roots = pinned | {build.digest for build in kept}
     roots |= {digest for build in kept for digest in digests_in(build.report)}

@@ -147,9 +147,6 @@ class RemoteFolder:
                 self._try(lambda: self._write(staged.content, path, create=False))
             return False
 
-    def discard(self, staged: Staged) -> None:
-        return
-
     def _write(self, content: Bytes | Path, path: str, create: bool) -> None:
         if self._is_object_store:
             with self._exclusive:
@@ -216,12 +213,6 @@ class RemoteFolder:
 
     def batch(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def commit(self) -> None:
-        return
-
-    def after_commit(self, action: Callable[[], None]) -> None:
-        action()
 
     def sweep(self, older_than: float) -> int:
         stale = [entry for entry in self.scan("tmp") if entry.modified < older_than]

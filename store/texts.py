@@ -30,6 +30,8 @@ CHUNK_CHARACTERS = 2000
 _PARAGRAPH_END = re.compile(r"\n[ \t\r]*\n\s*")
 
 Named = tuple[str, str]
+HELD_OUT = 5
+"""One document in so many is held out where a source is split: those of least digest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +98,26 @@ def read_documents(
         raise InputError("no text", where=source.source, got=f"{len(found)} empty documents", fix="give another text")
     if len(kept) < len(found):
         notes.append(f"{len(found) - len(kept)} empty documents left out of {len(found)}")
+    kept = _part(source, kept)
     names, texts = zip(*kept, strict=True)
     return Documents(names, texts, tuple(notes), cache)
+
+
+def _part(source: TextSource, found: list[Named]) -> list[Named]:
+    """The documents of the part asked for, in their order; equal texts are in the same part, wherever they stand."""
+    if source.part == "all":
+        return found
+    ranked = sorted({hashlib.sha256(text.encode()).hexdigest() for _, text in found})
+    if len(ranked) < 2:
+        raise InputError(
+            "one document cannot be split into a part that is kept and one that is held out",
+            where=source.source,
+            wanted="at least 2 different documents",
+            fix="give a text of more documents, or name another text to choose on: `text.choose`",
+        )
+    held = set(ranked[: max(1, len(ranked) // HELD_OUT)])
+    wanted = source.part == "held_out"
+    return [each for each in found if (hashlib.sha256(each[1].encode()).hexdigest() in held) == wanted]
 
 
 def _find(source: str, builtins: Mapping[str, Path]) -> tuple[Place, str | None]:

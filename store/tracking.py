@@ -52,6 +52,12 @@ def check_tracking(uri: str) -> None:
         _check_file(_database(resolved))
 
 
+def has_records(uri: str) -> bool:
+    """Whether anything can have been logged there: a SQLite file that does not exist yet holds nothing."""
+    resolved = resolve_tracking(uri)
+    return resolved.startswith("http") or _database(resolved).exists()
+
+
 def _database(uri: str) -> Path:
     text = uri.removeprefix("sqlite:///")
     if text in ("", ":memory:") or not uri.startswith("sqlite:///"):

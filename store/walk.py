@@ -13,12 +13,12 @@ from store.errors import Unavailable
 
 @dataclass
 class Reached:
-    """Digests: manifests that were read, those that could not be (`bad`: damaged), and the objects that they name."""
+    """Digests: manifests that were read, those that could not be (`bad`: damaged), and the objects with their sizes."""
 
     manifests: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)
     bad: set[str] = field(default_factory=set)
-    objects: set[str] = field(default_factory=set)
+    objects: dict[str, int] = field(default_factory=dict)
 
 
 def walk(manifests: Blobs, roots: Iterable[str], *, deep: bool = True) -> Reached:
@@ -38,11 +38,11 @@ def walk(manifests: Blobs, roots: Iterable[str], *, deep: bool = True) -> Reache
     return reached
 
 
-def parts(manifest: bytes) -> tuple[set[str], set[str]]:
-    """Digests of the objects and of the children that a manifest names."""
+def parts(manifest: bytes) -> tuple[dict[str, int], set[str]]:
+    """The objects that a manifest names, with their sizes, and its children."""
     document = json.loads(manifest)
-    objects = {row["sha256"] for row in document["tensors"].values() if "data" not in row}
-    objects |= {row["digest"] for row in document["files"].values()}
+    objects = {row["sha256"]: row["length"] for row in document["tensors"].values() if "data" not in row}
+    objects |= {row["digest"]: row["size"] for row in document["files"].values()}
     return objects, set(document["children"].values())
 
 

@@ -11,10 +11,12 @@ import torch
 from models import tiny_tokens, tiny_value, write_model
 from stores import moto_server
 
+from pipelines.determinism import fix_order_of_sums
 from pipelines.services import ServiceState, down, up
 from steps.step import Output
 
 ROOT = Path(__file__).resolve().parents[1]
+fix_order_of_sums()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pipelines.drive import Outputs
 from pipelines.graph import Bound
 from pipelines.items import Item
 from pipelines.recipe_file import parse_assignment
+from pipelines.run import NodeState
 from pipelines.settings import settings
 from schemas.errors import InputError
 from store.traces import Trace
@@ -46,24 +47,75 @@ def explanations(build: Build) -> Iterator[tuple[str, list[str]]]:
             outputs[bound.id] = state.combined
             yield bound.id, [_hit(bound, len(state.items), state.combined)]
             continue
-        missed = [i for i in state.items if i.key not in state.outputs]
         lines = [f"{len(state.pending)} of {state.total} items have to run"]
-        for item in missed[:EXAMPLES_PER_NODE]:
+        for item in _missed(state)[:EXAMPLES_PER_NODE]:
             nearest = build.runner.store.traces.nearest(item.document)
-            lines += [f"{item.place.label}: {reason}" for reason in reasons(nearest, item)]
+            lines += [f"{item.place.label}: {reason}" for reason in reasons(bound, nearest, item)]
         yield bound.id, lines
 
 
-def reasons(nearest: Trace | None, item: Item) -> list[str]:
-    """Why an item's key differs from the nearest earlier one; for code, which files changed."""
+def changes(build: Build) -> dict[str, list[str]]:
+    """Per node that has run before and has to run again: what changed for its first such item."""
+    found, outputs = dict[str, list[str]](), Outputs()
+    for bound in build.runner.bound:
+        if any(n not in outputs for n, _ in bound.inputs.values()):
+            continue
+        state = build.runner.state(bound, outputs)
+        if state.combined is not None:
+            outputs[bound.id] = state.combined
+            continue
+        item = _missed(state)[0]
+        nearest = build.runner.store.traces.nearest(item.document)
+        if nearest is not None:
+            found[bound.id] = reasons(bound, nearest, item)
+    return found
+
+
+def _missed(state: NodeState) -> list[Item]:
+    return [item for item in state.items if item.key not in state.outputs]
+
+
+def reasons(bound: Bound, nearest: Trace | None, item: Item) -> list[str]:
+    """Why an item's key differs from the nearest earlier one: the node that gives another input, the file of code that
+    changed, the field of the spec, the library."""
     if nearest is None:
         return ["never ran before"]
-    lines = differences(nearest.document, item.document)
-    if nearest.document["code"] != item.document["code"]:
-        old, new = nearest.facts.get("modules", {}), module_digests(item.step.module)
-        files = sorted(m for m in old.keys() | new.keys() if old.get(m) != new.get(m))
-        lines.append(f"code of {item.step.module}: {', '.join(files) or 'only its version'} changed")
-    return lines
+    lines = []
+    for field, old, new in differences(nearest.document, item.document):
+        kind, _, rest = field.partition(".")
+        if kind == "code":
+            lines += _code(nearest, item)
+        elif kind == "inputs":
+            lines.append(f"{_giver(bound, rest)}: {_short(old)} -> {_short(new)}")
+        else:
+            lines.append(f"{field}: {_short(old)} -> {_short(new)}")
+    return lines or ["its trace is gone"]
+
+
+def _giver(bound: Bound, port: str) -> str:
+    """The node behind an input port and the name of what it gives there."""
+    if port not in bound.inputs:
+        return f"{port} of the block before"
+    node = bound.inputs[port][0]
+    return port if node == port else f"{node} {port}"
+
+
+def _code(nearest: Trace, item: Item) -> list[str]:
+    """`code of FOLDER: FILE, FILE changed` for every folder with files that are not what they were."""
+    old, new = nearest.facts.get("modules", {}), module_digests(item.step.module)
+    folders: dict[str, list[str]] = {}
+    for module in sorted(m for m in old.keys() | new.keys() if old.get(m) != new.get(m)):
+        folder, _, name = module.replace(".", "/").rpartition("/")
+        folders.setdefault(folder, []).append(f"{name}.py")
+    versions = f"{_version(nearest.document['code'])} -> {_version(item.document['code'])}"
+    return [f"code of {folder}: {', '.join(files)} changed" for folder, files in folders.items()] or [
+        f"code of {item.step.module.replace('.', '/')}.py: {versions}"
+    ]
+
+
+def _version(code: str) -> str:
+    word, _, digest = code.partition(":")
+    return f"{word}:{digest[:8]}" if digest else word
 
 
 def _hit(bound: Bound, items: int, outputs: Mapping[str, str]) -> str:
@@ -71,11 +123,10 @@ def _hit(bound: Bound, items: int, outputs: Mapping[str, str]) -> str:
     return f"source, {digests}" if bound.step is None else f"cached, {items} item(s), {digests}"
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Field by field, what changed from an earlier key document."""
     before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
-    changed = [f for f in sorted(before | after) if before.get(f) != after.get(f)]
-    return [f"{f}: {_short(before.get(f))} -> {_short(after.get(f))}" for f in changed] or ["its trace is gone"]
+    return [(f, before.get(f), after.get(f)) for f in sorted(before | after) if before.get(f) != after.get(f)]
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from pipelines.commands.tensors import Weights
 from pipelines.origins import Found, Origins, open_origins
 from pipelines.settings import settings
 from schemas.errors import InputError
-from schemas.quantize import Format
+from schemas.format import read_format
 from steps.table import STEPS
 from store.traces import Trace
 
@@ -185,4 +185,4 @@ def _by_format(plan: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _format(document: Any) -> str:
-    return document if isinstance(document, str) else Format.model_validate(document).name
+    return document if isinstance(document, str) else read_format(document).name

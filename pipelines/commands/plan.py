@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.build import Build, prepare
+from pipelines.commands.explain import changes
 from pipelines.commands.run import write_json
 from pipelines.drive import Outputs
 from pipelines.preflight import Forecast, check
@@ -24,12 +25,15 @@ def plan(options: argparse.Namespace) -> int:
     document: dict[str, Any] = {
         "recipe": build.recipe.name,
         "nodes": rows,
+        "why": changes(build),
         "forecast": vars(forecast),
         "allocation": allocation(build, outputs),
     }
     if options.json is not None:
         write_json(options.json, document)
     show_plan(rows, title=f"recipe {build.recipe.name}")
+    for node, reasons in document["why"].items():
+        print(f"{node} runs again: {'; '.join(reasons)}")
     print("\n".join(_sentences(forecast)))
     if document["allocation"] is not None:
         print("\n".join(_certificate(document["allocation"])))
@@ -55,11 +59,11 @@ def node_rows(build: Build) -> tuple[list[dict[str, object]], Outputs]:
 
 
 def allocation(build: Build, outputs: Outputs) -> Mapping[str, Any] | None:
-    """The allocate node's result, if it is cached."""
-    for bound in build.runner.bound:
-        if bound.node.spec.step == "allocate" and bound.id in outputs:
-            return dict(build.runner.store.artifacts.load(outputs[bound.id]["plan"]).meta)
-    return None
+    """The plan, of two rounds the one that is kept, if it is cached."""
+    plans = [b for b in build.runner.bound if b.step is not None and "plan" in b.step.outputs]
+    if not plans or plans[-1].id not in outputs:
+        return None
+    return dict(build.runner.store.artifacts.load(outputs[plans[-1].id]["plan"]).meta)
 
 
 def _sentences(forecast: Forecast) -> list[str]:

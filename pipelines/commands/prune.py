@@ -1,9 +1,10 @@
-"""`bitsmith prune`: delete what no kept build, no pin and no running build needs."""
+"""`bitsmith prune`: delete what no kept build, no pin and no running build needs, and copies nobody uses any more."""
 
 from __future__ import annotations
 
 import argparse
 
+from pipelines.scratch import tidy
 from pipelines.settings import settings
 from schemas.errors import InputError
 from store.open import Store
@@ -14,7 +15,11 @@ def prune_store(options: argparse.Namespace) -> int:
     """Say what goes, or with --dry-run what would."""
     if options.keep_builds < 0:
         raise InputError("a number of builds", where="--keep-builds", got=options.keep_builds, wanted="0 or more")
-    pruned = prune(Store(settings(options.store).store), keep_builds=options.keep_builds, dry_run=options.dry_run)
+    where = settings(options.store)
+    pruned = prune(Store(where.store), keep_builds=options.keep_builds, dry_run=options.dry_run)
+    tidied = tidy(where.cache, options.dry_run)
+    verb = "would go" if options.dry_run else "gone"
+    print(f"{verb} from {where.cache}: {tidied.files} unused file(s), {tidied.bytes:,} bytes")
     print("\n".join(lines(pruned)))
     return 0
 

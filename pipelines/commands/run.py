@@ -10,16 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.build import Build, prepare, recorded
+from pipelines.build import Build, from_traces, prepare
 from pipelines.distribution import Distribution
-from pipelines.drive import Built, NotCached, look_up
 from pipelines.preflight import check
 from pipelines.recipe_file import parse_assignment
 from pipelines.settings import prefect_environment, settings
 from pipelines.show import show_report
 from schemas.errors import InputError
 from schemas.report import Report
-from store.errors import Unavailable
 from store.lineage import check_tracking
 
 
@@ -28,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     where = settings(options.store, options.tracking)
     build = prepare(options.recipe, [parse_assignment(a) for a in options.set], where, options.device)
-    report = _from_traces(build, started)
+    report = from_traces(build, started)
     if report is None:
         api = os.environ.get("PREFECT_API_URL") or where.prefect_api
         Distribution(options.runner, options.scheduler, options.workers).check(api)
@@ -43,25 +41,13 @@ def run(options: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _from_traces(build: Build, started: float) -> Report | None:
-    """The recorded report of a build of which every trace hits, with this run's node table; else None."""
-    try:
-        built: Built = look_up(build.runner)
-    except (NotCached, Unavailable):
-        return None
-    report = recorded(build, built)
-    if report is None or not Path(report.packed.path).is_dir():
-        return None
-    return report.model_copy(update={"nodes": built.rows, "seconds": round(time.perf_counter() - started, 3)})
-
-
 def _through_prefect(options: argparse.Namespace, build: Build) -> Report:
     prefect_environment(build.where)
     check_prefect(build.where.prefect_api)
     from pipelines.finish import GateFailure
     from pipelines.flow import compress
 
-    _leave_the_last_word_to_the_command()
+    leave_the_last_word_to_the_command()
     assignments = dict(parse_assignment(a) for a in options.set)
     try:
         return Report.model_validate(
@@ -80,7 +66,7 @@ def _through_prefect(options: argparse.Namespace, build: Build) -> Report:
         return failure.report
 
 
-def _leave_the_last_word_to_the_command() -> None:
+def leave_the_last_word_to_the_command() -> None:
     """Keep what Prefect logs about failed and interrupted runs off the console: whoever catches the error says it.
 
     The Prefect server still gets these records.

@@ -9,11 +9,11 @@ from typing import Any
 from pipelines.build import read_report
 from pipelines.items import Place, part
 from pipelines.sources import open_source_model
-from schemas.artifact import Unit
+from schemas.artifact import Unit, unit_name
 from schemas.calibrate import ModelSource
 from schemas.errors import InputError
 from schemas.recipe import Recipe
-from steps.model.structure import units
+from steps.model.structure import find_units
 from store.builds import Build
 from store.traces import Trace
 
@@ -39,12 +39,11 @@ class Weights:
             return
         try:
             model = open_source_model(self.source, self.cache)
+            keys = {unit_name(name): trace.document["inputs"].get("model") for name, trace in made}
+            asked = [(u, keys[u.name]) for u in find_units(model.meta["config"], model.meta["shapes"], keys)]
         except InputError as error:
             yield f"the model is not at hand: {error.what}"
             return
-        by_name = {u.name: u for u in units(model.meta["config"], model.meta["shapes"])}
-        keys = {name.rpartition("/")[0]: trace.document["inputs"].get("model") for name, trace in made}
-        asked = [(by_name[unit], key) for unit, key in keys.items() if unit in by_name]
         total, shown = sum(len(unit.members) for unit, _ in asked), 0
         for unit, key in asked:
             if shown < limit:

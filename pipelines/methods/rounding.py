@@ -28,7 +28,9 @@ def rounding_of(method: Method) -> Rounding:
     match method:
         case "gptq":
             return gptq()
-        case "rtn":
+        case "rtn" | "autoround" | "adaquant" | "discquant" | "bitdistiller":
             return rtn()
+        case "pdquant":
+            return Rounding(fit=ClipSearch(kind="clip", weighted=False), solver=Nearest(kind="rtn"))
         case _:
             assert_never(method)

@@ -7,9 +7,20 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from schemas.allocate import ILP, Allocator, DynamicProgram, Greedy, Lagrangian, RankCut, Waterfill
+from schemas.allocate import (
+    ILP,
+    Allocator,
+    DynamicProgram,
+    Given,
+    Greedy,
+    Lagrangian,
+    Random,
+    RankCut,
+    Uniform,
+    Waterfill,
+)
 from schemas.errors import InputError
-from steps.allocate import core, dp, greedy, ilp, rankcut, waterfill
+from steps.allocate import core, dp, given, greedy, ilp, random, rankcut, uniform, waterfill
 from steps.allocate.lagrangian import Relaxed, relax
 from steps.allocate.problem import Choice, Problem, violations
 from steps.allocate.program import Program, program_of, without_dominated
@@ -52,6 +63,16 @@ def solve(problem: Problem, allocator: Allocator) -> Solution:
         case RankCut():
             _require_byte_limit(problem, "rankcut")
             found = _solution(program, relaxed, _rankcut(problem, program, allocator), relaxed.bound, "relaxation")
+        case Uniform():
+            _require_byte_limit(problem, "uniform")
+            found = _solution(program_of(problem), relaxed, _uniform(problem, allocator), relaxed.bound, "relaxation")
+        case Given():
+            chosen_U = given.choice(problem, allocator.plan)
+            found = _solution(program_of(problem), relaxed, chosen_U, relaxed.bound, "relaxation")
+        case Random():
+            start_U = _found(greedy.feasible_start(program))
+            drawn_U = random.plans(program_of(problem), start_U, 1, allocator.seed)[0]
+            found = _solution(program_of(problem), relaxed, drawn_U, relaxed.bound, "relaxation")
         case _:
             assert_never(allocator)
     _check_both(problem, found)
@@ -145,8 +166,9 @@ def _dp(program: Program, relaxed: Relaxed) -> Solution:
     return _solution(program, relaxed, choice_U, program.value(choice_U), "dynamic program over all units")
 
 
-def _rankcut(problem: Problem, program: Program, spec: RankCut) -> Choice:
-    for name in (spec.high.name, spec.low.name):
+def _offered(problem: Problem, *names: str) -> list[int]:
+    """Columns of formats; InputError for one that is not offered."""
+    for name in names:
         if name not in problem.formats:
             raise InputError(
                 "the allocator names a format that is not offered",
@@ -154,7 +176,26 @@ def _rankcut(problem: Problem, program: Program, spec: RankCut) -> Choice:
                 got=name,
                 wanted="formats among " + ", ".join(problem.formats),
             )
-    high, low = problem.formats.index(spec.high.name), problem.formats.index(spec.low.name)
+    return [problem.formats.index(name) for name in names]
+
+
+def _uniform(problem: Problem, spec: Uniform) -> Choice:
+    (column,) = _offered(problem, spec.format.name)
+    choice_U = uniform.assign(problem, column)
+    size = problem.bytes_of(choice_U)
+    if problem.limit_bytes is not None and size > problem.limit_bytes:
+        raise InputError(
+            "the uniform format does not fit the budget",
+            where="allocator",
+            got=f"{size} bytes of linears in {spec.format.name}",
+            wanted=f"at most {problem.limit_bytes}",
+            fix="raise the budget, or name a smaller format",
+        )
+    return choice_U
+
+
+def _rankcut(problem: Problem, program: Program, spec: RankCut) -> Choice:
+    high, low = _offered(problem, spec.high.name, spec.low.name)
     return _found(rankcut.solve(problem, program, high, low, rankcut.damage(problem, low)))
 
 

@@ -81,17 +81,32 @@ def achievable(sizing: Sizing, allowed: Allowed) -> Achievable:
 def check_budget(budget: Budget, sizing: Sizing, allowed: Allowed) -> None:
     """InputError naming the limit and what is achievable, if the least of any plan is above some limit."""
     low, high = extremes(sizing, allowed)
-    free, _ = extremes(sizing, {u.name: tuple(sizing.formats) for u in sizing.units})
+    pinless = {u.name: tuple(f for f in sizing.formats if sizing.has(u, f)) for u in sizing.units}
+    free, _ = extremes(sizing, pinless)
+    _check_ends(budget, sizing, allowed)
     for limit in byte_limits(budget, sizing):
         if limit.used(low) > limit.limit:
             asked = str(budget.bytes) if limit.field == "bytes" else f"{budget.bits_per_weight} over {budget.over}"
             wanted = f"at least {limit.read(limit.used(low))} (at most {limit.read(limit.used(high))})"
             raise infeasible(f"budget.{limit.field}", asked, wanted, pinned=limit.used(free) <= limit.limit)
     for row in extra_rows(budget, sizing):
-        least, pinless = _least(row, sizing, allowed), float(row.cost_UC.min(axis=1).sum())
+        least = _least(row, sizing, allowed)
         if least > row.limit:
             asked, wanted = f"{row.limit:.10g} {row.unit}", f"at least {least:.10g} {row.unit}"
-            raise infeasible(f"budget.{row.name}", asked, wanted, pinned=pinless <= row.limit)
+            raise infeasible(f"budget.{row.name}", asked, wanted, pinned=_least(row, sizing, pinless) <= row.limit)
+
+
+def _check_ends(budget: Budget, sizing: Sizing, allowed: Allowed) -> None:
+    """A limit on the linears alone would let the allocator give embedding and head their largest format for nothing."""
+    free = [u.name for u in sizing.units if u.use != "linear" and len(allowed[u.name]) > 1]
+    if free and budget.bits_per_weight is not None and budget.over == "linears":
+        raise InputError(
+            "the budget does not count what the allocator may choose",
+            where="budget.over",
+            got=f"linears, with formats to choose for {', '.join(free)}",
+            wanted="a limit on the whole file",
+            fix="say `over: file`, give `bytes`, or fix the format with `embeddings: FORMAT` or a pin",
+        )
 
 
 def _least(row: Row, sizing: Sizing, allowed: Allowed) -> float:

@@ -53,6 +53,8 @@ def problem_of(table: Table, sizing: Sizing, spec: Allocate, allowed: Allowed) -
         rows=extra_rows(spec.budget, sizing),
         document_UCD=table.document_UCD,
         tokens_D=table.tokens_D,
+        offset=table.offset,
+        offset_D=table.offset_D,
     )
     _check_reachable(problem)
     return canonical(problem)
@@ -63,7 +65,8 @@ def _check_reachable(problem: Problem) -> None:
     if empty:
         raise InputError("no candidate of a unit is allowed by its pins", where=empty[0], fix="loosen the pins")
     if problem.limit_score is not None:
-        least = float(np.where(problem.allowed_UC, np.maximum(problem.score_UC, 0), np.inf).min(axis=1).sum())
+        least_U = np.where(problem.allowed_UC, np.maximum(problem.score_UC, 0), np.inf).min(axis=1)
+        least = float(least_U.sum()) + problem.offset
         if least > problem.limit_score:
             asked, wanted = f"{problem.limit_score}", f"at least {least:.6g} nats per token"
             raise infeasible("budget.max_predicted_kl", asked, wanted)
@@ -76,7 +79,7 @@ def plan(table: Table, sizing: Sizing, spec: Allocate, allowed: Allowed) -> Plan
     problem, solution = _within(problem, limits, least, lambda p: solve(p, spec.allocator), lambda s: s.choice_U)
     if problem.limit_score is not None:
         size = problem.bytes_of(solution.choice_U)
-        limits = [*limits, ByteLimit("bytes of the plan", size, sizing.linears, str)]
+        limits = [*limits, ByteLimit("bytes of the plan", size, sizing.all_units, str)]
         problem_at = replace(problem, limit_score=None)
     else:
         problem_at = replace(problem, limit_bytes=None)

@@ -57,6 +57,9 @@ class Problem:
     rows: tuple[Row, ...] = ()
     document_UCD: Floats | None = None
     tokens_D: Floats | None = None
+    offset: float = 0.0
+    """What is added to a sum of scores to make it a predicted KL, whatever the plan; per document `offset_D`."""
+    offset_D: Floats | None = None
 
     @property
     def minimise(self) -> Literal["score", "bytes"]:
@@ -69,7 +72,12 @@ class Problem:
 
     def score_of(self, choice_U: Choice) -> float:
         """Predicted KL of the chosen formats from the raw scores; correctly rounded, so independent of order."""
-        return math.fsum(self.score_UC[np.arange(len(choice_U)), choice_U].tolist())
+        return math.fsum([self.offset, *self.score_UC[np.arange(len(choice_U)), choice_U].tolist()])
+
+    @property
+    def score_capacity(self) -> float | None:
+        """What the scores may add up to under `limit_score`."""
+        return None if self.limit_score is None else self.limit_score * (1 + ROUNDING) - self.offset
 
     def plan_of(self, choice_U: Choice) -> dict[str, str]:
         """Unit name -> format name."""
@@ -106,10 +114,10 @@ def violations(problem: Problem, choice_U: Choice) -> list[str]:
     wrong = [f"{problem.units[u]}: format not allowed" for u in index[~problem.allowed_UC[index, choice_U]]]
     if problem.limit_bytes is not None and problem.bytes_of(choice_U) > problem.limit_bytes:
         wrong.append(f"{problem.bytes_of(choice_U)} bytes, limit {problem.limit_bytes}")
-    if problem.limit_score is not None:
+    if problem.score_capacity is not None:
         score = math.fsum(np.maximum(problem.score_UC[index, choice_U], 0).tolist())
-        if score > problem.limit_score * (1 + ROUNDING):
-            wrong.append(f"predicted KL {score}, limit {problem.limit_score}")
+        if score > problem.score_capacity:
+            wrong.append(f"predicted KL {score + problem.offset}, limit {problem.limit_score}")
     for row in problem.rows:
         used = math.fsum(row.cost_UC[index, choice_U].tolist())
         if used > row.capacity:

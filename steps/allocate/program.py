@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from steps.allocate.problem import ROUNDING, Choice, Floats, Problem
+from steps.allocate.problem import Choice, Floats, Problem
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def program_of(problem: Problem) -> Program:
     """
     bytes_UC = problem.bytes_UC.astype(np.float64)
     score_UC = np.maximum(problem.score_UC, 0.0)
-    if problem.limit_score is None:
+    if problem.score_capacity is None:
         limit = problem.limit_bytes if problem.limit_bytes is not None else int(problem.bytes_UC.max(1).sum())
         value_UC, weight_UC, capacity = score_UC, bytes_UC, float(limit)
     else:
-        value_UC, weight_UC, capacity = bytes_UC, score_UC, problem.limit_score * (1 + ROUNDING)
+        value_UC, weight_UC, capacity = bytes_UC, score_UC, problem.score_capacity
     return Program(
         np.where(problem.allowed_UC, value_UC, np.inf),
         np.stack([weight_UC, *(row.cost_UC for row in problem.rows)]),

@@ -5,17 +5,18 @@ U units, C formats, both in the order of the sizing.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping
 
 import numpy as np
 
 from schemas.artifact import Unit
 from schemas.budget import Budget, Latency, PartLimit
 from schemas.errors import InputError
-from schemas.quantize import Format
+from schemas.format import Format
 from steps.allocate.pins import matching
 from steps.allocate.problem import Row
 from steps.allocate.sizing import Sizing
+from steps.model.structure import use_share
 
 
 def extra_rows(budget: Budget, sizing: Sizing) -> tuple[Row, ...]:
@@ -34,21 +35,33 @@ def _part_row(part: PartLimit, number: int, sizing: Sizing) -> Row:
 
 def _latency_row(latency: Latency, sizing: Sizing) -> Row:
     table = {(t.shape, t.format): t.microseconds for t in latency.timings}
-    _check_complete(table.keys(), sizing.units, list(sizing.formats.values()))
+    _check_complete(table.keys(), sizing)
     cost_UC = [
-        [sum(table[shape, f] for shape in unit.shapes) for f in sizing.formats.values()] for unit in sizing.units
+        [_microseconds(u, f, table, sizing) if sizing.has(u, name) else 0.0 for name, f in sizing.formats.items()]
+        for u in sizing.units
     ]
     return Row("latency", np.array(cost_UC), latency.microseconds, "microseconds")
 
 
-def _check_complete(known: Container[object], units: Sequence[Unit], formats: Sequence[Format]) -> None:
-    shapes = dict.fromkeys(shape for unit in units for shape in unit.shapes)
-    missing = [f"{s[0]}x{s[1]} in {f.name}" for s in shapes for f in formats if (s, f) not in known]
+def _microseconds(
+    unit: Unit, fmt: Format, table: Mapping[tuple[tuple[int, int], Format], float], sizing: Sizing
+) -> float:
+    """Time of a unit per token: of an expert, as often as the router chooses it; to look an embedding up is free."""
+    if unit.use == "embedding":
+        return 0.0
+    pairs = zip(unit.members, unit.shapes, strict=True)
+    return sum(use_share(sizing.config, member) * table[shape, fmt] for member, shape in pairs)
+
+
+def _check_complete(known: Container[object], sizing: Sizing) -> None:
+    used = [unit for unit in sizing.units if unit.use != "embedding"]
+    pairs = ((s, f) for u in used for n, f in sizing.formats.items() if sizing.has(u, n) for s in u.shapes)
+    missing = [f"{s[0]}x{s[1]} in {f.name}" for s, f in dict.fromkeys(pairs) if (s, f) not in known]
     if missing:
         raise InputError(
             "the latency table has gaps",
             where="budget.latency.timings",
             got=f"{len(missing)} missing: " + ", ".join(missing[:6]),
             wanted="a time for every shape of linear in every format offered",
-            fix="measure them in the engine that will serve the model",
+            fix="measure them in the engine that will serve the model: bitsmith latency RECIPE --json FILE",
         )

@@ -8,12 +8,14 @@ from typing import Any
 from schemas.allocate import Allocate
 from steps.allocate.certificate import certificate
 from steps.allocate.limits import Allowed, achievable, byte_limits, check_budget
+from steps.allocate.neighbours import neighbours
 from steps.allocate.pins import check_pins, matching
 from steps.allocate.plan import Planned, plan
 from steps.allocate.problem import Choice
 from steps.allocate.sizing import Sizing, check_group_sizes
 from steps.allocate.stability import resample
 from steps.allocate.table import Table, read
+from steps.pack.sizes import metadata_size
 from steps.step import Env, Output, Value
 
 
@@ -25,7 +27,7 @@ def run(spec: Allocate, inputs: Mapping[str, Value], env: Env) -> dict[str, Outp
     """
     table = read(inputs["scores"], inputs["candidates"], inputs["model"])
     sizing = sizing_of(table, spec, inputs["model"])
-    check_group_sizes(table.units, list(table.formats.values()))
+    check_group_sizes([(u, [table.formats[name] for name in offered(table)[u.name]]) for u in table.units])
     allowed = allowed_of(table, spec)
     check_budget(spec.budget, sizing, allowed)
     planned = plan(table, sizing, spec, allowed)
@@ -42,7 +44,25 @@ def sizing_of(table: Table, spec: Allocate, model: Value) -> Sizing:
     """The byte arithmetic for this model and file format."""
     meta = model.meta
     shapes = {name: tuple(shape) for name, shape in meta["shapes"].items()}
-    return Sizing(table.units, table.formats, spec.pack, meta["config"], shapes, meta["dtypes"])
+    return Sizing(
+        table.units,
+        table.formats,
+        spec.pack,
+        meta["config"],
+        shapes,
+        meta["dtypes"],
+        spec.shard_bytes,
+        offered(table),
+        metadata_size(spec.pack, meta["config"], model.files),
+    )
+
+
+def offered(table: Table) -> dict[str, tuple[str, ...]]:
+    """Unit -> the formats it has candidates of."""
+    return {
+        unit.name: tuple(name for j, name in enumerate(table.formats) if table.present_UC[i, j])
+        for i, unit in enumerate(table.units)
+    }
 
 
 def allowed_of(table: Table, spec: Allocate) -> Allowed:
@@ -91,6 +111,7 @@ def _meta(planned: Planned, sizing: Sizing, table: Table, evidence: dict[str, An
         "bytes": {name: None if whole is None else sizing.file(whole) for name, whole in plans.items()},
         "predicted_kl": {name: None if c is None else problem.score_of(c) for name, c in choices.items()},
         "rows": _rows(plans["plan"] or {}, sizing, table),
+        "neighbours": neighbours(problem, planned.solution.choice_U),
     }
 
 

@@ -92,6 +92,8 @@ def interval(
     index = np.arange(len(choice_U))
     score_D = problem.document_UCD[index, choice_U].sum(axis=0)
     value = problem.score_of(choice_U)
+    if other_U is None and problem.offset_D is not None:
+        score_D = score_D + problem.offset_D
     if other_U is not None:
         score_D = score_D - problem.document_UCD[index, other_U].sum(axis=0)
         value -= problem.score_of(other_U)

@@ -5,6 +5,7 @@ U units, C formats, D documents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from schemas.artifact import Unit, item_name
 from schemas.errors import InputError
-from schemas.quantize import Format
+from schemas.format import Format, read_format
 from steps.allocate.problem import Floats
-from steps.model.structure import units as units_of
+from steps.allocate.unreached import with_unreached
+from steps.model.structure import find_units
 from steps.step import Value
 
 NEGATIVE_SHARE, NEGATIVE_NATS = 0.01, 1e-6
@@ -34,6 +36,9 @@ class Table:
     document_UCD: Floats | None
     tokens_D: Floats | None
     notes: tuple[str, ...]
+    offset: float = 0.0
+    """What is added to a sum of scores to make it a predicted KL; see steps/sensitivity/rescore.py."""
+    offset_D: Floats | None = None
 
 
 def read(scores: Value, candidates: Value, model: Value) -> Table:
@@ -41,10 +46,13 @@ def read(scores: Value, candidates: Value, model: Value) -> Table:
     metas = {name: child.meta for name, child in candidates.children.items()}
     scored = {name: child.meta for name, child in scores.children.items()}
     _check_same_items(set(metas), set(scored))
-    formats = {f.name: f for f in (Format.model_validate(meta["format"]) for meta in metas.values())}
+    _check_names(metas)
+    scored = {name: meta for name, meta in scored.items() if meta["score"] is not None}
+    formats = {f.name: f for f in (read_format(meta["format"]) for meta in metas.values())}
     named = {str(meta["unit"]) for meta in metas.values()}
-    units = tuple(u for u in units_of(model.meta["config"], model.meta["shapes"]) if u.name in named)
-    _check_units(units, named, metas)
+    units = tuple(find_units(model.meta["config"], model.meta["shapes"], named))
+    _check_units(units, metas)
+    scored, unreached = with_unreached(scored, metas)
     shape = (len(units), len(formats))
     score_UC, present_UC = np.zeros(shape), np.zeros(shape, dtype=bool)
     for i, unit in enumerate(units):
@@ -54,7 +62,8 @@ def read(scores: Value, candidates: Value, model: Value) -> Table:
                 score_UC[i, j], present_UC[i, j] = float(meta["score"]), True
     _check_scores(units, list(formats), score_UC, present_UC)
     document_UCD, tokens_D = _documents(units, list(formats), scored)
-    return Table(units, formats, score_UC, present_UC, document_UCD, tokens_D, _notes(units, score_UC, present_UC))
+    notes = (*unreached, *_notes(units, score_UC, present_UC))
+    return Table(units, formats, score_UC, present_UC, document_UCD, tokens_D, notes, *_offset(scored))
 
 
 def _check_same_items(candidates: set[str], scores: set[str]) -> None:
@@ -70,12 +79,23 @@ def _check_same_items(candidates: set[str], scores: set[str]) -> None:
     )
 
 
-def _check_units(units: tuple[Unit, ...], named: set[str], metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Candidates must be of this model: its units, its linears, their shapes."""
+def _check_names(metas: Mapping[str, Mapping[str, Any]]) -> None:
+    """Each candidate is of the unit and format that its name says, so that none is there twice."""
+    for name, meta in metas.items():
+        own = item_name(str(meta["unit"]), read_format(meta["format"]).name)
+        if own != name:
+            raise InputError(
+                "a candidate is not of the unit and format that its name says",
+                where=f"candidate {name}",
+                got=own + (", which is there as well" if own in metas else ""),
+                wanted=name,
+                fix="quantize every unit to every format once",
+            )
+
+
+def _check_units(units: tuple[Unit, ...], metas: Mapping[str, Mapping[str, Any]]) -> None:
+    """Candidates must be of this model's linears and their shapes."""
     by_name = {u.name: dict(zip(u.members, u.shapes, strict=True)) for u in units}
-    if foreign := sorted(named - set(by_name)):
-        names = ", ".join(foreign[:4])
-        raise InputError("candidates of units that the model lacks", where="input candidates", got=names)
     for item, meta in metas.items():
         got = {name: tuple(member["shape"]) for name, member in meta["members"].items()}
         if got != by_name[meta["unit"]]:
@@ -119,6 +139,16 @@ def _documents(
             if item in scored:
                 document_UCD[i, j] = _finite(item, scored[item]["documents"], len(tokens_D))
     return document_UCD, tokens_D
+
+
+def _offset(scored: Mapping[str, Mapping[str, Any]]) -> tuple[float, Floats | None]:
+    """KL of the plan that scores are relative to, minus its scores; 0 for scores relative to the original."""
+    incumbent = [meta for meta in scored.values() if "around" in meta]
+    if not incumbent:
+        return 0.0, None
+    whole = incumbent[0]["around"]
+    sum_D = np.sum([meta["documents"] for meta in incumbent], axis=0)
+    return float(whole["kl"]) - math.fsum(meta["score"] for meta in incumbent), np.array(whole["documents"]) - sum_D
 
 
 def _finite(item: str, values: Any, documents: int) -> Floats:

@@ -8,25 +8,42 @@ from typing import Any
 
 import torch
 
+from schemas.distill import Adam, Training
 from schemas.errors import InputError
+from steps.model.structure import block_prefix
 
-FP32 = 4
+FP32, INT16 = 4, 2
 
 
-def training_bytes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], tokens: int) -> int:
-    """Memory that training on batches of `tokens` tokens takes at least, in bytes.
+def training_bytes(spec: Training, meta: Mapping[str, Any], tokens: int) -> int:
+    """Memory that training the whole model on batches of `tokens` tokens takes at least, in bytes.
 
-    The original's weights in fp32, the student's dequantized weights with their gradients in fp32 and its codes in
-    int16 (10 bytes per weight), and per token the activations a backward pass keeps: about 16 hidden vectors and 4 MLP
-    vectors per block, and 4 rows of logits.
+    The original's weights in fp32; of every linear the codes twice (as given, as trained) in int16, dequantized weights
+    with their gradients in fp32 and, when codes are trained, the variable with its gradient and Adam's two moments; and
+    per token the activations a backward pass keeps: about 16 hidden vectors and 4 MLP vectors per block, and 4 rows of
+    logits.
     """
+    config, shapes = meta["config"], meta["shapes"]
     weights = sum(_numel(shape) for shape in shapes.values())
-    linears = sum(
-        _numel(shape) for name, shape in shapes.items() if name.startswith("model.layers.") and len(shape) == 2
-    )
+    linears = sum(_numel(s) for name, s in shapes.items() if name.startswith("model.layers.") and len(s) > 1)
     per_block = 16 * int(config["hidden_size"]) + 4 * int(config["intermediate_size"])
     per_token = int(config["num_hidden_layers"]) * per_block + 4 * int(config["vocab_size"])
-    return FP32 * weights + (2 * FP32 + 2) * linears + FP32 * tokens * per_token
+    return FP32 * weights + linears * per_weight(spec) + FP32 * tokens * per_token
+
+
+def block_bytes(spec: Training, meta: Mapping[str, Any], block: int, tokens: int, all_tokens: int) -> int:
+    """The same for one block on batches of `tokens` tokens, and its inputs and targets for all tokens in fp32."""
+    config, prefix = meta["config"], block_prefix(block)
+    linears = sum(_numel(s) for name, s in meta["shapes"].items() if name.startswith(prefix) and len(s) > 1)
+    hidden = int(config["hidden_size"])
+    per_token = 16 * hidden + 4 * int(config["intermediate_size"])
+    return linears * (2 * FP32 + per_weight(spec)) + FP32 * (tokens * per_token + 3 * all_tokens * hidden)
+
+
+def per_weight(spec: Training) -> int:
+    """Bytes per weight of a trained linear, beside the original."""
+    variable = 0 if spec.rates.codes is None else FP32 * (2 + 2 * isinstance(spec.optimizer, Adam))
+    return 2 * INT16 + 2 * FP32 + variable
 
 
 def available_bytes(device: str) -> int | None:
@@ -48,7 +65,7 @@ def check_fits(needed: int, available: int | None, where: str) -> None:
             where=where,
             got=f"{available} bytes available",
             wanted=f"{needed} bytes for the original, the student and one batch",
-            fix="lower the distill node's `batch`, use a larger device, or leave the distill node out",
+            fix="lower the node's `batch`, use a larger device, or take `scope: stream`, which holds one block",
         )
 
 

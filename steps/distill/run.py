@@ -1,112 +1,178 @@
-"""Train scales and norms of a selection against the original, codes fixed; keep what a held-out slice likes best.
+"""Refine a selection against the original with the whole model in memory.
 
-N windows, D hidden size, P predicted positions.
+N windows, S positions, D hidden size.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from schemas.distill import Distill
+from schemas.distill import Blocks, Distill, Logits, Outputs, Whole
 from schemas.errors import InputError
+from steps.distill.blocks import Around, BlocksTask
+from steps.distill.fisher import output_fisher
 from steps.distill.memory import available_bytes, check_fits, training_bytes
-from steps.distill.objective import Teacher, held_out_kl, training_loss
-from steps.distill.parameters import Student, selection_of, student, tensors_of
-from steps.distill.schedule import learning_rate, split, training_batches
-from steps.model.positions import Batch, predicted_positions, take
+from steps.distill.schedule import split
+from steps.distill.student import Student, selection_of, student
+from steps.distill.train import KEPT_INPUT, Outcome, judge, train
+from steps.distill.whole import Pair, WholeTask
+from steps.model.overlay import overlay
+from steps.model.positions import predicted_positions, take
 from steps.model.stream import Stream
 from steps.model.whole import all_blocks
+from steps.model.windows import advance
 from steps.step import Env, Output, Value
+
+FISHER_WINDOWS = 16
 
 
 @dataclass(frozen=True)
-class Checked:
-    """The student at one step: its KL on the held-out windows and what would be stored."""
+class Setting:
+    """One training's surroundings: the pair of models, the text, which windows train and which judge."""
 
-    step: int
-    kl: float
-    tensors: Mapping[str, torch.Tensor]
+    spec: Distill
+    model: Value
+    tokens: Value
+    pair: Pair
+    train: list[int]
+    kept_out: list[int]
+    length: int
+    env: Env
 
 
 def run(spec: Distill, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
-    """`selection`: the same codes and formats with trained scales, and norms in the child `norms`.
+    """`selection`: the same formats and bytes, with codes, scales, norms and biases as trained.
 
-    Scales and norms are trained as start * (1 + delta) with Adam, and are rounded to the dtype of the file in every
-    forward pass (straight-through), so what is checked on the held-out windows is what will be stored. A result no
-    better than the input there is the input. Forward KL per predicted position, fp32; held-out sums in fp64.
+    Everything trained is rounded to what will be stored in every forward pass or, for soft codes, in every check, so
+    what the held-out windows judge is what will be packed. fp32; held-out sums in fp64.
     """
     model, selection, tokens = inputs["model"], inputs["selection"], inputs["tokens"]
-    windows = len(tokens.tensors["lengths_N"])
-    _check(spec, model, tokens, windows, env)
-    stream = Stream(model, env.device)
-    teacher, trained = Teacher(stream, all_blocks(stream)), student(model, selection, env.device)
-    train, kept_out = split(windows, spec.held_out, spec.seed)
-    checks = [take(tokens, kept_out[i : i + spec.batch]) for i in range(0, len(kept_out), spec.batch)]
-    best, distilled = optimise(spec, teacher, trained, tokens, train, checks, env)
-    children = selection_of(selection, best.tensors) if best.step else dict(selection.children)
-    meta = {**selection.meta, "distilled": distilled}
-    return {"selection": Output(meta, selection.tensors, children, selection.files)}
+    check_text(tokens)
+    _check_memory(spec, model, tokens, env)
+    original = Stream(model, env.device)
+    pair = Pair(original, Stream(overlay(model, selection), env.device), all_blocks(original))
+    kept = split(len(tokens.tensors["lengths_N"]), spec.held_out, spec.seed)
+    setting = Setting(spec, model, tokens, pair, *kept, tokens.tensors["ids_NS"].shape[1], env)
+    outcome = _whole(setting, selection) if isinstance(spec.scope, Whole) else _blocks(setting, spec.scope, selection)
+    return {"selection": output(selection, outcome)}
 
 
-def optimise(
-    spec: Distill, teacher: Teacher, trained: Student, tokens: Value, train: list[int], checks: list[Batch], env: Env
-) -> tuple[Checked, dict[str, Any]]:
-    """The best check (step 0 is the input itself) and the `distilled` facts. InputError when a KL is not finite."""
-    original = [teacher.hidden(part) for part in checks]
-    best = Checked(0, held_out_kl(teacher, trained, checks, original), {})
-    curve, losses, seen = [{"step": 0, "kl": best.kl}], list[float](), 0
-    adam = torch.optim.Adam(trained.trained(), lr=0.0)
-    for step, windows in enumerate(training_batches(train, spec.batch, spec.steps), start=1):
-        part, rate = take(tokens, windows), learning_rate(step, spec.steps, spec.warmup, spec.learning_rate)
-        adam.param_groups[0]["lr"] = rate
-        losses.append(_finite(_step(adam, teacher, trained, part), step, rate, best))
-        seen += len(part.rows_P)
-        if step % spec.check_every == 0 or step == spec.steps:
-            kl = _finite(held_out_kl(teacher, trained, checks, original), step, rate, best)
-            curve.append({"step": step, "kl": kl, "train": sum(losses) / len(losses)})
-            best, losses = Checked(step, kl, tensors_of(trained)) if kl < best.kl else best, []
-        env.progress(step, spec.steps, "steps")
-    facts = {"kl_before": curve[0]["kl"], "kl_after": best.kl, "step_kept": best.step, "tokens": seen}
-    return best, {**facts, "curve": curve}
+def output(selection: Value, outcome: Outcome) -> Output:
+    """The selection with what a training gave; meta `distilled` holds its facts."""
+    children = selection_of(selection, outcome.tensors) if outcome.tensors else dict(selection.children)
+    return Output({**selection.meta, "distilled": outcome.facts}, selection.tensors, children, selection.files)
 
 
-def _step(adam: torch.optim.Adam, teacher: Teacher, trained: Student, part: Batch) -> float:
-    """One update; the loss before it."""
-    adam.zero_grad()
-    loss = training_loss(teacher, trained, part)
-    loss.backward()  # type: ignore[no-untyped-call]
-    adam.step()
-    return loss.item()
+def _whole(setting: Setting, selection: Value) -> Outcome:
+    given, trained = _students(setting, selection, range(len(setting.pair.blocks)), final=True)
+    terms = [term for term in setting.spec.objective if isinstance(term, Logits)]
+    task = WholeTask(terms, setting.pair, given, trained, setting.tokens, setting.kept_out)
+    return train(setting.spec, task, setting.train, setting.length, setting.env)
 
 
-def _finite(value: float, step: int, rate: float, best: Checked) -> float:
-    if math.isfinite(value):
-        return value
-    raise InputError(
-        "training diverged",
-        where=f"step {step}, learning rate {rate:.3g}",
-        got=f"KL {value}; the best so far was {best.kl:.4g} at step {best.step}",
-        wanted="a finite KL",
-        fix="lower `learning_rate` on the distill node",
-    )
+def _blocks(setting: Setting, scope: Blocks, selection: Value) -> Outcome:
+    """Train each window of blocks in turn; judge the whole by forward KL, as for the whole model."""
+    pair, env = setting.pair, setting.env
+    ids_NS, fisher = setting.tokens.tensors["ids_NS"], _fisher(setting)
+    entering_NSD, original_NSD = pair.quantized.embed(ids_NS), pair.original.embed(ids_NS)
+    now, kept, found = selection, dict[str, torch.Tensor](), list[dict[str, Any]]()
+    for first in range(0, len(pair.blocks), scope.stride):
+        window = range(first, min(first + scope.width, len(pair.blocks)))
+        target_NSD = _through(setting, [pair.blocks[k] for k in window], original_NSD.clone())
+        around = Around(
+            pair.original,
+            dict(enumerate(pair.blocks)),
+            first,
+            len(window),
+            entering_NSD,
+            target_NSD,
+            fisher[window[-1]] if fisher else None,
+        )
+        outcome = _window(setting, around, now, window)
+        found.append({"first_block": first, **outcome.facts})
+        if outcome.tensors:
+            kept |= outcome.tensors
+            now = Output(children=selection_of(now, outcome.tensors))
+        done = window[: scope.stride]
+        refined = Stream(overlay(setting.model, now), env.device)
+        entering_NSD = _through(setting, (refined.block(k) for k in done), entering_NSD)
+        original_NSD = _through(setting, (pair.blocks[k] for k in done), original_NSD)
+    return _judged(setting, selection, now, kept, found)
 
 
-def _check(spec: Distill, model: Value, tokens: Value, windows: int, env: Env) -> None:
-    """Refuse too little text and too large a model before anything is loaded."""
+def _window(setting: Setting, around: Around, now: Value, window: Sequence[int]) -> Outcome:
+    given, trained = _students(setting, now, window, final=False)
+    task = BlocksTask(setting.spec.objective, around, given, trained, setting.tokens, setting.kept_out)
+    return train(setting.spec, task, setting.train, setting.length, setting.env, f"blocks-{window[0]}")
+
+
+def _students(setting: Setting, selection: Value, blocks: Sequence[int], final: bool) -> tuple[Student, Student]:
+    """The selection's part as it is, and as it is trained."""
+    fixed = student(None, setting.model, selection, blocks, final, setting.env.device)
+    return fixed, student(setting.spec, setting.model, selection, blocks, final, setting.env.device)
+
+
+def _through(setting: Setting, blocks: Iterable[nn.Module], hidden_NSD: torch.Tensor) -> torch.Tensor:
+    """All windows through some blocks, in place."""
+    for block in blocks:
+        advance(setting.pair.original, block, hidden_NSD, hidden_NSD, setting.spec.batch)
+    return hidden_NSD
+
+
+def _fisher(setting: Setting) -> list[torch.Tensor]:
+    """Of every block's output, if a term asks for it; from the first training windows."""
+    if not any(isinstance(term, Outputs) and term.fisher for term in setting.spec.objective):
+        return []
+    parts = [take(setting.tokens, [window]) for window in setting.train[:FISHER_WINDOWS]]
+    return output_fisher(setting.pair.original, setting.pair.blocks, parts, setting.spec.seed)
+
+
+def _judged(
+    setting: Setting, selection: Value, now: Value, kept: dict[str, torch.Tensor], found: list[dict[str, Any]]
+) -> Outcome:
+    """Whether the blocks together made the model better, by forward KL on the held-out windows."""
+    every = range(len(setting.pair.blocks))
+    before, after = (student(None, setting.model, s, every, True, setting.env.device) for s in (selection, now))
+    task = WholeTask((), setting.pair, before, before, setting.tokens, setting.kept_out)
+    facts, better = judge(task.measure(before), task.measure(after), setting.spec.seed, task.measured)
+    notes = list(dict.fromkeys(note for window in found for note in window["notes"] if window["step_kept"]))
+    if not better:
+        notes.append(KEPT_INPUT)
+    facts |= {**summary(found), "blocks": found, "notes": notes}
+    return Outcome(kept, facts) if better else Outcome({}, {**facts, "step_kept": 0})
+
+
+def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Steps and windows over all blocks' trainings."""
+    return {
+        "step_kept": sum(int(each["step_kept"]) for each in found),
+        "steps": sum(int(each["steps"]) for each in found),
+        "steps_planned": sum(int(each["steps_planned"]) for each in found),
+        "tokens": sum(int(each["tokens"]) for each in found),
+        "passes": max(float(each["passes"]) for each in found),
+    }
+
+
+def check_text(tokens: Value) -> None:
+    """InputError for text that has nothing to predict, or too few windows to train on some and hold out others."""
     predicted_positions(tokens)
+    windows = len(tokens.tensors["lengths_N"])
     if windows < 2:
         raise InputError(
             "too few windows to train on some and hold out others",
             where="tokens of the distill node",
             got=windows,
             wanted="at least 2",
-            fix="raise `windows` on its tokenize node",
+            fix="give more training text",
         )
-    length = tokens.tensors["ids_NS"].shape[1]
-    needed = training_bytes(model.meta["config"], model.meta["shapes"], spec.batch * length)
+
+
+def _check_memory(spec: Distill, model: Value, tokens: Value, env: Env) -> None:
+    """Refuse a model that does not fit before anything is loaded."""
+    needed = training_bytes(spec, model.meta, spec.batch * tokens.tensors["ids_NS"].shape[1])
     check_fits(needed, available_bytes(env.device), str(model.meta.get("name", "model")))

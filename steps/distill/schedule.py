@@ -1,4 +1,4 @@
-"""When each window is trained on, and with which learning rate.
+"""Which windows are trained on when, for how many steps, and at what share of the learning rate.
 
 N windows.
 """
@@ -6,27 +6,43 @@ N windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 
+from schemas.distill import Schedule, Training
 
-def split(windows: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+LARGEST_SHARE = 5
+"""At most one window in so many is held out."""
+
+
+def split(windows: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
     """(training windows in seeded order, held-out windows in file order), neither empty if there are 2 or more."""
     order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed)).tolist()
-    kept = min(max(round(held_out * windows), 1), windows - 1)
+    kept = max(min(held_out, windows // LARGEST_SHARE), 1)
     return order[kept:], sorted(order[:kept])
 
 
-def training_batches(windows: list[int], batch: int, steps: int) -> Iterator[list[int]]:
-    """`steps` batches; every window is used once before any is used again."""
+def steps_of(spec: Training, length: int) -> int:
+    """Steps that use up the token budget in windows of `length` tokens; at least one."""
+    return max(spec.tokens // (spec.batch * length), 1)
+
+
+def windows_of(step: int, batch: int, windows: list[int]) -> list[int]:
+    """The windows of step 1 and on: each is used once before any is used again."""
     size = min(batch, len(windows))
-    for step in range(steps):
-        yield [windows[(step * size + i) % len(windows)] for i in range(size)]
+    return [windows[((step - 1) * size + i) % len(windows)] for i in range(size)]
 
 
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Of step 1 to `steps`: linear over `warmup` steps, then a cosine that reaches 0 just after the last step."""
+def share(step: int, steps: int, schedule: Schedule) -> float:
+    """Of the peak learning rate, at step 1 to `steps`: a linear rise, then the shape, which ends just above 0."""
+    warmup = int(schedule.warmup * steps)
     if step <= warmup:
-        return peak * step / (warmup + 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / max(steps - warmup, 1)))
+        return step / (warmup + 1)
+    done = (step - 1 - warmup) / max(steps - warmup, 1)
+    match schedule.shape:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        case "linear":
+            return 1 - done
+        case "constant":
+            return 1.0

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from schemas.errors import InputError
-from steps.quantize.qtensor import QuantizedTensor
+from steps.quantize.qtensor import from_value
 from steps.step import Output, Value
 
 NORMS = "norms"
@@ -36,7 +36,7 @@ class Replaced(Mapping[str, torch.Tensor]):
 
 def dequantized(item: Value, member: str) -> torch.Tensor:
     """W_OI fp32 of one linear of a quantized unit."""
-    return QuantizedTensor.from_value(item, member).dequantize()
+    return from_value(item, member).dequantize()
 
 
 def overlay(model: Value, selection: Value) -> Output:

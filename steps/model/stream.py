@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from schemas.errors import InputError
+from schemas.mixture import mixture
+from schemas.structure import EMBEDDING, FINAL_NORM, HEAD
+from steps.model.experts import unfuse
 from steps.model.structure import block_prefix, check_supported, max_length
 from steps.step import Value
 
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 # Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
 DERIVED = ("self_attn.rotary_emb.inv_freq",)
 
@@ -58,6 +60,10 @@ class Stream:
         rows_TD = self._finite(EMBEDDING, table_VD[ids_T].float())
         return rows_TD.view(*ids_NS.shape, -1).to(self.device)
 
+    def table_VD(self) -> torch.Tensor:
+        """The whole embedding in fp32; a copy at each call."""
+        return self._load(EMBEDDING, (self.config.vocab_size, self.config.hidden_size))
+
     def block(self, k: int) -> nn.Module:
         """Decoder block k with fp32 weights, in eval mode, no gradients asked for; a fresh copy at each call.
 
@@ -65,6 +71,8 @@ class Stream:
         """
         with torch.device("meta"):
             module: nn.Module = type(self._skeleton.model.layers[k])(self.config, k)
+            if (found := mixture(self.settings, k)) is not None:
+                unfuse(module, found)
         prefix = block_prefix(k)
         wanted = {name: tuple(p.shape) for name, p in module.named_parameters()}
         self._refuse_strangers(prefix, set(wanted))
@@ -96,9 +104,9 @@ class Stream:
         normed: torch.Tensor = self.norm(hidden)
         return normed
 
-    def logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """fp32 logits [..., V] of final-normed hidden states [..., D]."""
-        return nn.functional.linear(normed, self.head_VD)
+    def logits(self, normed: torch.Tensor, head_VD: torch.Tensor | None = None) -> torch.Tensor:
+        """fp32 logits [..., V] of final-normed hidden states [..., D], by the model's own head or the one given."""
+        return nn.functional.linear(normed, self.head_VD if head_VD is None else head_VD)
 
     @cached_property
     def norm(self) -> nn.Module:

@@ -1,12 +1,11 @@
-"""compressed-tensors `pack-quantized`: QuantizedTensor <-> file tensors, the config that loads them, what is refused.
+"""compressed-tensors `pack-quantized`: QuantizedTensor <-> file tensors.
 
 O outputs, I inputs, G groups per row, W int32 words per row, b bits. Layout (compressed-tensors 0.20.0,
 compressors/pack_quantized/helpers.py, `pack_to_int32`): code i of a row, shifted into [0, 2^b-1] by adding 2^(b-1) when
 it is signed, occupies bits i*b to (i+1)*b-1 of the row read as one little-endian number; rows end at whole words, spare
 bits are zero. Zero points are packed the same way down the columns.
 
-Loaded exactly by plain `AutoModelForCausalLM.from_pretrained(folder)` of transformers 5.23: symmetric and signed grids,
-any mixture. vLLM was not tried; its targets may be names, and fused q/k/v and gate/up share one format here.
+Which engine loads what is in engines.py; fused q/k/v and gate/up share one format here, as engines that fuse them want.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from collections.abc import Mapping
 import torch
 
 from schemas.errors import InputError
-from schemas.quantize import Format
+from schemas.format import Affine
 from steps.ops.bitpack import pack_rows, unpack_rows
 from steps.pack.sizes import groups, words
-from steps.quantize.qtensor import QuantizedTensor
+from steps.quantize.qtensor import QuantizedTensor, affine
+from steps.quantize.tensors.affine import AffineTensor
 
 
 def pack_words(codes_OI: torch.Tensor, bits: int) -> torch.Tensor:
@@ -57,11 +57,11 @@ def unpack_words(words_OW: torch.Tensor, bits: int, shape: tuple[int, int], wher
     return codes_OI
 
 
-def file_tensors(q: QuantizedTensor) -> dict[str, torch.Tensor]:
+def file_tensors(q: AffineTensor) -> dict[str, torch.Tensor]:
     """The tensors that are stored for one linear, by full name; codes are re-laid, never re-rounded."""
-    shift = 0 if q.format.symmetry == "asymmetric" else 1 << (q.format.bits - 1)
+    codes_OI = q.codes_OI if q.format.symmetry == "asymmetric" else _raised(q.codes_OI, q.format.bits)
     tensors = {
-        f"{q.name}.weight_packed": pack_words(q.codes_OI.to(torch.int16) + shift, q.format.bits),
+        f"{q.name}.weight_packed": pack_words(codes_OI, q.format.bits),
         f"{q.name}.weight_scale": q.scale_OG,
         f"{q.name}.weight_shape": torch.tensor(q.shape, dtype=torch.int64),
     }
@@ -71,7 +71,7 @@ def file_tensors(q: QuantizedTensor) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def from_file_tensors(name: str, fmt: Format, tensors: Mapping[str, torch.Tensor]) -> QuantizedTensor:
+def from_file_tensors(name: str, fmt: Affine, tensors: Mapping[str, torch.Tensor]) -> AffineTensor:
     """Undo `file_tensors`, bit for bit; InputError when the tensors cannot be a linear in this format."""
     rows, columns = (int(n) for n in tensors[f"{name}.weight_shape"])
     scale_OG = tensors[f"{name}.weight_scale"]
@@ -81,6 +81,20 @@ def from_file_tensors(name: str, fmt: Format, tensors: Mapping[str, torch.Tensor
     codes_OI = unpack_words(tensors[f"{name}.weight_packed"], fmt.bits, (rows, columns), name)
     if fmt.symmetry == "asymmetric":
         zero_point_GO = unpack_words(tensors[f"{name}.weight_zero_point"].T, fmt.bits, (wanted[1], rows), name)
-        return QuantizedTensor(name, fmt, codes_OI, scale_OG, zero_point_GO.T.contiguous())
-    signed_OI = (codes_OI.to(torch.int16) - (1 << (fmt.bits - 1))).to(torch.int8)
-    return QuantizedTensor(name, fmt, signed_OI, scale_OG)
+        return AffineTensor(name, fmt, codes_OI, scale_OG, zero_point_GO.T.contiguous())
+    return AffineTensor(name, fmt, _lowered(codes_OI, fmt.bits), scale_OG)
+
+
+def encode(q: QuantizedTensor) -> dict[str, torch.Tensor]:
+    """`file_tensors` of any matrix; InputError for a family that this file format has not."""
+    return file_tensors(affine(q, "compressed-tensors"))
+
+
+def _raised(codes_OI: torch.Tensor, bits: int) -> torch.Tensor:
+    """Signed codes plus 2^(bits-1), one byte each: int8 below 8 bits, where what wraps was outside; uint8 at 8."""
+    return codes_OI.view(torch.uint8) ^ 0x80 if bits == 8 else codes_OI + (1 << (bits - 1))
+
+
+def _lowered(codes_OI: torch.Tensor, bits: int) -> torch.Tensor:
+    """Undo `_raised`: int8."""
+    return (codes_OI ^ 0x80).view(torch.int8) if bits == 8 else codes_OI.view(torch.int8) - (1 << (bits - 1))

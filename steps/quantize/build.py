@@ -8,19 +8,21 @@ from typing import assert_never
 
 import torch
 
-from schemas.quantize import ClipSearch, Feedback, Fit, Format, MinMax, Nearest, Solver
+from schemas.format import Affine
+from schemas.quantize import ClipSearch, Feedback, Fit, MinMax, Nearest, Solver
 from steps.quantize.fits.clip import clip
 from steps.quantize.fits.minmax import minmax
 from steps.quantize.grids.affine import GridParams
+from steps.quantize.grids.levels import Grid
 from steps.quantize.solvers.feedback import feedback
 from steps.quantize.solvers.rtn import rtn
 from steps.quantize.solvers.solved import Solved
 from steps.step import Env
 
-FitPart = Callable[[torch.Tensor, torch.Tensor, Format, torch.dtype], GridParams]
+FitPart = Callable[[torch.Tensor, torch.Tensor, Affine, torch.dtype], GridParams]
 """(W_OI, Hessian diagonal [I], format, storage dtype of scales) -> grid."""
 
-SolverPart = Callable[[torch.Tensor, torch.Tensor, GridParams, Env], Solved]
+SolverPart = Callable[[torch.Tensor, torch.Tensor, Grid, Env], Solved]
 """(W_OI, H_II undamped, grid, env) -> codes and losses."""
 
 

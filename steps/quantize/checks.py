@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 
 from schemas.artifact import Unit
 from schemas.errors import InputError
-from schemas.quantize import Format, GroupSize
+from schemas.format import Format, fitting
 
 
 def check_groups(unit: Unit, fmt: Format) -> None:
     """InputError unless the format's groups divide the rows of every member."""
     for member, (_, columns) in zip(unit.members, unit.shapes, strict=True):
         if columns % fmt.columns(columns):
-            fitting = [str(g) for g in get_args(GroupSize) if g == "row" or columns % g == 0]
             raise InputError(
                 f"format {fmt.name} does not fit: its groups do not divide the row",
                 where=f"{member}.weight",
-                got=f"rows of {columns} weights, groups of {fmt.group_size}",
-                wanted=f"group size {', '.join(fitting)}",
-                fix="take the format out of the node's `formats`, or give this unit's rows a group size that divides",
+                got=f"rows of {columns} weights, groups of {fmt.columns(columns)}",
+                wanted=f"one of {', '.join(fitting(columns))}",
+                fix="take the format out of the node's `formats`, or give this unit one that fits",
             )
 
 

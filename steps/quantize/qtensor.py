@@ -1,71 +1,75 @@
 """QuantizedTensor, the hub: every rounding method ends in one, every file format starts from one.
 
-O outputs, I inputs, G groups per row.
+A family of formats is a frozen dataclass in `tensors/` that satisfies the Protocol, and a case in `from_value`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, assert_never
 
 import torch
 
-from schemas.quantize import Format
-from steps.ops.bitpack import pack_rows, unpack_rows
-from steps.quantize.grids.affine import decode
+from schemas.errors import InputError
+from schemas.format import Affine, Format, Ggml, Mixed, PerColumn, read_format
+from steps.quantize.tensors.affine import AffineTensor
+from steps.quantize.tensors.ggml import GgmlTensor
+from steps.quantize.tensors.mixed import MixedTensor
 from steps.step import Value
 
 
-@dataclass(frozen=True)
-class QuantizedTensor:
-    """An affine integer matrix: w[o, i] = scale[o, g(i)] * (codes[o, i] - zero_point[o, g(i)]).
+class QuantizedTensor(Protocol):
+    """One quantized linear, whatever its family."""
 
-    codes_OI int8 (signed grids) or uint8 (asymmetric); scale_OG in the dtype it is stored in (bf16 or fp16), possibly
-    negative; zero_point_OG uint8 or None.
-    """
+    @property
+    def name(self) -> str:
+        """Module path, for example `model.layers.3.self_attn.q_proj`."""
 
-    name: str
-    format: Format
-    codes_OI: torch.Tensor
-    scale_OG: torch.Tensor
-    zero_point_OG: torch.Tensor | None = None
+    @property
+    def format(self) -> Format:
+        """The format it is in."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
-        return self.codes_OI.shape[0], self.codes_OI.shape[1]
 
     def dequantize(self) -> torch.Tensor:
-        """The represented weights in fp32, exactly."""
-        return decode(self.codes_OI, self.scale_OG, self.zero_point_OG)
+        """The represented weights [O, I] in fp32."""
 
     def nbytes(self) -> int:
-        """Bytes of codes (rows packed densely, padded to whole bytes), scales and zero points (b bits each)."""
-        rows, columns = self.shape
-        size = rows * -(-columns * self.format.bits // 8) + self.scale_OG.numel() * self.scale_OG.element_size()
-        if self.zero_point_OG is not None:
-            size += -(-self.zero_point_OG.numel() * self.format.bits // 8)
-        return size
+        """Bytes of everything that represents the weights, before any file format's padding."""
+
+    def rows(self, name: str, start: int, stop: int) -> QuantizedTensor:
+        """Rows start:stop, under a name of their own."""
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Tensors to store, named `<name>.codes`, `.scale`, `.zero_point`; codes are bit-packed."""
-        tensors = {
-            f"{self.name}.codes": pack_rows(self.codes_OI, self.format.bits),
-            f"{self.name}.scale": self.scale_OG,
-        }
-        if self.zero_point_OG is not None:
-            tensors[f"{self.name}.zero_point"] = self.zero_point_OG
-        return tensors
+        """What the store keeps, named `<name>.<part>`; `from_value` undoes it."""
 
-    @classmethod
-    def from_value(cls, value: Value, name: str) -> QuantizedTensor:
-        """Undo `to_tensors` from a candidate or selection item, whose meta has `format` and `members[name].shape`."""
-        fmt = Format.model_validate(value.meta["format"])
-        columns = value.meta["members"][name]["shape"][1]
-        signed = fmt.symmetry != "asymmetric"
-        codes_OI = unpack_rows(value.tensors[f"{name}.codes"], fmt.bits, columns, signed)
-        zero_point_OG = None if signed else value.tensors[f"{name}.zero_point"]
-        return cls(name, fmt, codes_OI, value.tensors[f"{name}.scale"], zero_point_OG)
+
+def from_value(value: Value, name: str) -> QuantizedTensor:
+    """One member of a candidate or selection item, whose meta has `format` and `members[name].shape`."""
+    fmt = read_format(value.meta["format"])
+    match fmt:
+        case Affine():
+            return AffineTensor.from_tensors(value, name, fmt)
+        case Ggml():
+            return GgmlTensor.from_tensors(value, name, fmt)
+        case Mixed() | PerColumn():
+            return MixedTensor.from_tensors(value, name, fmt)
+        case _:
+            assert_never(fmt)
+
+
+def affine(quantized: QuantizedTensor, wanted_by: str) -> AffineTensor:
+    """The same tensor, for consumers that need its codes and scales; InputError when it is of another family."""
+    if isinstance(quantized, AffineTensor):
+        return quantized
+    raise InputError(
+        f"{wanted_by} needs integer codes with scales",
+        where=quantized.name,
+        got=f"format {quantized.format.name}",
+        wanted="an affine format, for example int4-g64",
+        fix=f"change the formats of the recipe, or leave {wanted_by} out",
+    )
 
 
 def item_meta(unit: str, fmt: Format, members: dict[str, dict[str, Any]]) -> dict[str, Any]:

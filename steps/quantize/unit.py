@@ -7,39 +7,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 
 from schemas.artifact import Unit
+from schemas.format import Affine, Ggml, Mixed, PerColumn
 from schemas.quantize import QuantizeUnit
 from steps.ops.cholesky import FactorError
 from steps.quantize.build import build_fit, build_solver
 from steps.quantize.checks import check_groups, check_tensor
-from steps.quantize.grids.affine import GridParams
+from steps.quantize.ggml.quantize import quantize_ggml
+from steps.quantize.mixed.quantize import quantize_mixed
 from steps.quantize.qtensor import QuantizedTensor, item_meta
 from steps.quantize.scale_dtype import scale_dtype
+from steps.quantize.shared_inputs import coverage_of, hessian_of, row_weights, shared_inputs
 from steps.quantize.solvers.solved import Solved
+from steps.quantize.tensors.affine import AffineTensor
 from steps.step import Env, Output, Value
 
 
 def run(spec: QuantizeUnit, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
     """Fit grids, choose codes; the candidates item of (unit, format).
 
-    Members share their input, hence their Hessian and its factor: their rows are stacked and solved in one sweep (rows
-    never influence each other). Weights are taken in fp32; what comes back lies on the CPU.
+    Beside the quantized tensors, `<member>.row_loss` fp32 [O] has the solver's loss of each output row.
+
+    Members that share their input share its Hessian and its factor: their rows are stacked and solved in one sweep
+    (rows never influence each other). Weights are taken in fp32; what comes back lies on the CPU.
     """
     unit = Unit.model_validate(inputs["model"].meta["unit"])
     check_groups(unit, spec.format)
-    W_OI = _weights(unit, inputs["model"], env.device)
-    H_II = _hessian(unit, inputs["statistics"], env.device)
-    fit, solve = build_fit(spec.rounding.fit), build_solver(spec.rounding.solver)
-    params = fit(W_OI, H_II.diagonal(), spec.format, scale_dtype(inputs["model"].meta["config"]))
+    items = [_part(spec, part, inputs, env) for part in shared_inputs(unit)]
+    members = {name: facts for item in items for name, facts in item.meta["members"].items()}
+    tensors = {name: tensor for item in items for name, tensor in item.tensors.items()}
+    return {"candidates": Output(item_meta(unit.name, spec.format, members), tensors)}
+
+
+def _part(spec: QuantizeUnit, part: Unit, inputs: Mapping[str, Value], env: Env) -> Output:
+    """The item of the members of a unit that share one input."""
+    W_OI = _weights(part, inputs["model"], env.device)
+    H_II = hessian_of(part, inputs["statistics"], env.device)
     try:
-        solved = solve(W_OI, H_II, params, env)
+        quantized, solved = _quantize(spec, W_OI, H_II, scale_dtype(inputs["model"].meta["config"]), env)
     except FactorError as error:
-        raise FactorError(f"{unit.name}: {error}; calibrate on more text or raise the solver's damping") from error
-    return {"candidates": _item(unit, W_OI, params, solved)}
+        raise FactorError(f"{part.name}: {error}; calibrate on more text or raise the solver's damping") from error
+    solved = solved.weighted(row_weights(part, inputs["statistics"], env.device))
+    return _item(part, W_OI, quantized, solved, coverage_of(part, inputs["statistics"]))
+
+
+def _quantize(
+    spec: QuantizeUnit, W_OI: torch.Tensor, H_II: torch.Tensor, dtype: torch.dtype, env: Env
+) -> tuple[QuantizedTensor, Solved]:
+    """All rows in one format, and what that costs. Affine scales are stored in `dtype`."""
+    fmt, rounding = spec.format, spec.rounding
+    match fmt:
+        case Affine():
+            params = build_fit(rounding.fit)(W_OI, H_II.diagonal(), fmt, dtype)
+            solved = build_solver(rounding.solver)(W_OI, H_II, params, env)
+            return AffineTensor("", fmt, solved.codes_OI, params.scale_OG, params.zero_point_OG), solved
+        case Ggml():
+            return quantize_ggml(fmt, rounding, W_OI, H_II, env)
+        case Mixed() | PerColumn():
+            return quantize_mixed(fmt, rounding, W_OI, H_II, dtype, env)
+        case _:
+            assert_never(fmt)
 
 
 def _weights(unit: Unit, model: Value, device: str) -> torch.Tensor:
@@ -52,27 +83,19 @@ def _weights(unit: Unit, model: Value, device: str) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _hessian(unit: Unit, statistics: Value, device: str) -> torch.Tensor:
-    """The unit's Hessian, checked."""
-    name = f"{unit.statistics}.hessian"
-    H_II = statistics.tensors[name].to(device)
-    columns = unit.shapes[0][1]
-    check_tensor(H_II, (columns, columns), f"{name} of block {unit.block}")
-    return H_II
-
-
-def _item(unit: Unit, W_OI: torch.Tensor, params: GridParams, solved: Solved) -> Output:
+def _item(
+    unit: Unit, W_OI: torch.Tensor, whole: QuantizedTensor, solved: Solved, coverage: Mapping[str, Any]
+) -> Output:
     """Cut the stack into members again."""
     tensors: dict[str, torch.Tensor] = {}
     members: dict[str, dict[str, Any]] = {}
     stop = 0
     for member, shape in zip(unit.members, unit.shapes, strict=True):
         start, stop = stop, stop + shape[0]
-        grid, part = params.rows(start, stop), solved.rows(start, stop)
-        quantized = QuantizedTensor(member, grid.format, part.codes_OI, grid.scale_OG, grid.zero_point_OG)
-        tensors |= quantized.to_tensors()
-        members[member] = _report(W_OI[start:stop], quantized, part)
-    return Output(item_meta(unit.name, params.format, members), {name: t.cpu() for name, t in tensors.items()})
+        quantized, part = whole.rows(member, start, stop), solved.rows(start, stop)
+        tensors |= quantized.to_tensors() | {f"{member}.row_loss": part.loss_O.float()}
+        members[member] = {**_report(W_OI[start:stop], quantized, part), **coverage}
+    return Output(item_meta(unit.name, whole.format, members), {name: t.cpu() for name, t in tensors.items()})
 
 
 def _report(W_OI: torch.Tensor, quantized: QuantizedTensor, solved: Solved) -> dict[str, Any]:
@@ -87,6 +110,7 @@ def _report(W_OI: torch.Tensor, quantized: QuantizedTensor, solved: Solved) -> d
         "loss": math.fsum(solved.loss_O.tolist()),
         "solver_loss": math.fsum(solved.solver_loss_O.tolist()),
         "damping": solved.damping,
+        "act_order": solved.act_order,
         "dead_inputs": solved.dead,
         "relative_error": math.sqrt(math.fsum(error_O.tolist()) / size) if size else 0.0,
     }

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from schemas.artifact import Unit
-from schemas.errors import InputError
 from schemas.sensitivity import KLProbe
+from schemas.structure import EMBEDDING, HEAD
 from steps.model.overlay import dequantized
 from steps.model.positions import Batch, Positions, batches, predicted_positions
 from steps.model.stream import Stream
-from steps.model.structure import block_prefix, units
-from steps.model.whole import all_blocks, hidden_from
+from steps.model.structure import find_units
+from steps.model.whole import OUTSIDE, Swaps, all_blocks, held_weight, hidden_from, swaps_of
 from steps.sensitivity.score import score_output
 from steps.step import Env, Output, Value
 from steps.verify.metrics import chunks, kl, log_probabilities
@@ -42,6 +42,8 @@ class Original:
     inputs: Sequence[Sequence[torch.Tensor]]
     """hidden_NSD entering each block, [block][batch]."""
     reference_PD: torch.Tensor
+    head_VD: torch.Tensor
+    """Of the model that KL is to."""
     log_p_PV: torch.Tensor | None
     sources: tuple[Value, ...]
     noise: float = 0.0
@@ -51,7 +53,7 @@ class Original:
         """The original's log-probabilities at some predicted positions."""
         if self.log_p_PV is not None:
             return self.log_p_PV[rows]
-        return log_probabilities(self.stream.logits(self.reference_PD[rows]))
+        return log_probabilities(self.stream.logits(self.reference_PD[rows], self.head_VD))
 
 
 @torch.no_grad()
@@ -62,23 +64,28 @@ def run(spec: KLProbe, inputs: Mapping[str, Value], env: Env) -> dict[str, Outpu
     Runs from the unit's block on. The blocks, their inputs and the original's log-probabilities stay in `env.memo`, in
     which the blocks are swapped during a call: one memo must not serve two threads at once.
     """
-    model, item = inputs["model"], inputs["candidates"]
-    sources = (model, inputs["tokens"], inputs["reference"])
-    key = ("kl_probe", *map(_identity, sources), env.device, spec.batch)
-    original = env.remember(key, lambda: prepare(*sources, spec.batch, env.device))
-    unit = find_unit(model, item)
-    prefix = block_prefix(unit.block)
-    weights = {f"{m.removeprefix(prefix)}.weight": dequantized(item, m).to(env.device) for m in unit.members}
-    kl_P = probe(original, unit.block, weights)
-    changed = any(
-        not torch.equal(weight, original.blocks[unit.block].get_parameter(name)) for name, weight in weights.items()
-    )
-    return {"scores": score_output(item.meta, kl_P, original.positions, changed, original.noise)}
+    item, original = inputs["candidates"], remembered(inputs, spec.batch, env)
+    swaps = unit_swaps(find_unit(inputs["model"], item), item, env.device)
+    kl_P = probe(original, swaps)
+    return {"scores": score_output(item.meta, kl_P, original.positions, differs(original, swaps), original.noise)}
 
 
-def prepare(model: Value, tokens: Value, reference: Value, batch: int, device: str) -> Original:
-    """Load all blocks and run the original once, keeping what enters each block."""
+def remembered(inputs: Mapping[str, Value], batch: int, env: Env) -> Original:
+    """`prepare` of the inputs model, tokens and reference, once per process."""
+    sources = (inputs["model"], inputs["tokens"], inputs["reference"])
+    key = ("kl_probe", *map(_identity, sources), env.device, batch)
+    return env.remember(key, lambda: prepare(*sources, batch, env.device))
+
+
+def prepare(
+    model: Value, tokens: Value, reference: Value, batch: int, device: str, teacher: Value | None = None
+) -> Original:
+    """Load all blocks and run the model once, keeping what enters each block.
+
+    KL is to the model itself, or to `teacher`, whose hidden states the reference then holds.
+    """
     stream, positions, parts = Stream(model, device), predicted_positions(tokens), list(batches(tokens, batch))
+    head_VD = stream.head_VD if teacher is None else Stream(teacher, device).head_VD
     blocks = all_blocks(stream)
     inputs = [[stream.embed(part.ids_NS) for part in parts]]
     for block in blocks[:-1]:
@@ -88,20 +95,37 @@ def prepare(model: Value, tokens: Value, reference: Value, batch: int, device: s
     log_p_PV = None
     if len(positions) * vocabulary <= RESIDENT_LOGITS:
         rows = chunks(len(positions), vocabulary)
-        log_p_PV = torch.cat([log_probabilities(stream.logits(reference_PD[r])) for r in rows])
+        log_p_PV = torch.cat([log_probabilities(stream.logits(reference_PD[r], head_VD)) for r in rows])
     sources = (model, tokens, reference)
-    original = Original(stream, blocks, positions, parts, inputs, reference_PD, log_p_PV, sources)
-    return replace(original, noise=probe(original, stream.blocks - 1, {}).max().item())
+    original = Original(stream, blocks, positions, parts, inputs, reference_PD, head_VD, log_p_PV, sources)
+    return replace(original, noise=probe(original, {stream.blocks - 1: {}}).max().item())
 
 
-def probe(original: Original, block: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """kl_P on the CPU, with the weights of one block replaced by name within the block."""
-    stream, found, done = original.stream, [], 0
-    for part, hidden_NSD in zip(original.parts, original.inputs[block], strict=True):
-        normed_NSD = hidden_from(stream, original.blocks, block, hidden_NSD, {block: weights})
-        normed_PD = part.pick(normed_NSD)
+def unit_swaps(unit: Unit, item: Value, device: str) -> dict[int, dict[str, torch.Tensor]]:
+    """The swap that puts a candidate in its unit's place, fp32."""
+    return swaps_of(unit, {member: dequantized(item, member).to(device) for member in unit.members})
+
+
+def differs(original: Original, swaps: Swaps) -> bool:
+    """Whether any weight in `swaps` is another than the model's."""
+    stream, blocks = original.stream, original.blocks
+    pairs = (
+        (weight, held_weight(stream, blocks, k, name)) for k, held in swaps.items() for name, weight in held.items()
+    )
+    return any(not torch.equal(weight, own) for weight, own in pairs)
+
+
+def probe(original: Original, swaps: Swaps) -> torch.Tensor:
+    """kl_P on the CPU, with the weights in `swaps` replaced. Runs from the first swapped block on."""
+    stream, found, done = original.stream, list[torch.Tensor](), 0
+    ends = swaps.get(OUTSIDE, {})
+    first = 0 if EMBEDDING in ends else min((k for k in swaps if k != OUTSIDE), default=stream.blocks - 1)
+    for part, entering_NSD in zip(original.parts, original.inputs[first], strict=True):
+        table_VD = ends.get(EMBEDDING)
+        hidden_NSD = entering_NSD if table_VD is None else table_VD[part.ids_NS.long().to(table_VD.device)]
+        normed_PD = part.pick(hidden_from(stream, original.blocks, first, hidden_NSD, swaps))
         for rows in chunks(len(normed_PD), stream.config.vocab_size):
-            log_q_PV = torch.log_softmax(stream.logits(normed_PD[rows]), dim=-1)
+            log_q_PV = torch.log_softmax(stream.logits(normed_PD[rows], ends.get(HEAD)), dim=-1)
             found.append(kl(original.log_p(slice(done + rows.start, done + rows.stop)), log_q_PV).cpu())
         done += len(normed_PD)
     return torch.cat(found)
@@ -109,11 +133,8 @@ def probe(original: Original, block: int, weights: Mapping[str, torch.Tensor]) -
 
 def find_unit(model: Value, item: Value) -> Unit:
     """The unit that a candidate quantizes; InputError when the model has no such unit."""
-    name = item.meta["unit"]
-    for unit in units(model.meta["config"], model.meta["shapes"]):
-        if unit.name == name:
-            return unit
-    raise InputError("a candidate is of a unit that the model does not have", where=f"candidate of {name}")
+    (unit,) = find_units(model.meta["config"], model.meta["shapes"], [item.meta["unit"]])
+    return unit
 
 
 def _identity(value: Value) -> Any:

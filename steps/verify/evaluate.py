@@ -26,7 +26,7 @@ def run(spec: Evaluate, inputs: Mapping[str, Value], env: Env) -> dict[str, Outp
     original's own nll; everything per predicted position. Transformer in fp32, sums over positions in fp64.
 
     `reference` holds the original's final-normed hidden states at the valid positions of the same tokens; the
-    selection's are computed exactly as those were. The output matrix is never quantized, so one serves both models.
+    selection's are computed exactly as those were, and go through its own head.
     """
     tokens, original_TD = inputs["tokens"], inputs["reference"].tensors["hidden_TD"]
     changed = overlay(inputs["model"], inputs["selection"])
@@ -39,11 +39,12 @@ def run(spec: Evaluate, inputs: Mapping[str, Value], env: Env) -> dict[str, Outp
             wanted=list(student_TD.shape),
             fix="feed the evaluate node and its reference node from the same tokenize node",
         )
-    stream, positions = Stream(inputs["model"], env.device), predicted_positions(tokens)
+    original, student = Stream(inputs["model"], env.device), Stream(changed, env.device)
+    positions = predicted_positions(tokens)
     comparison = compare(
-        lambda rows: stream.logits(original_TD[positions.valid_P[rows]].to(env.device)),
-        lambda rows: stream.logits(student_TD[positions.valid_P[rows]].to(env.device)),
+        lambda rows: original.logits(original_TD[positions.valid_P[rows]].to(env.device)),
+        lambda rows: student.logits(student_TD[positions.valid_P[rows]].to(env.device)),
         positions,
-        stream.config.vocab_size,
+        original.config.vocab_size,
     )
     return {"evaluation": Output(meta=documents_meta(comparison, positions))}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.report import Contrast, GateRow
+from schemas.report import Contrast, ExpertCoverage, GateRow
 from schemas.verify import Gates
 
 NAMED = 5
@@ -25,6 +25,7 @@ class Facts:
     damping: float
     against_uniform: Contrast | None
     has_uniform: bool
+    experts: ExpertCoverage | None = None
 
 
 def judge(gates: Gates, facts: Facts) -> list[GateRow]:
@@ -35,6 +36,7 @@ def judge(gates: Gates, facts: Facts) -> list[GateRow]:
         *_at_most("max_kl", gates.max_kl, facts.kl),
         *_at_most("max_bytes", gates.max_bytes, facts.actual_bytes),
         *_at_most("max_damping", gates.max_damping, facts.damping),
+        *_expert_tokens(gates.min_expert_tokens, facts.experts),
         *([_beats_uniform(facts)] if gates.beats_uniform else []),
     ]
 
@@ -57,6 +59,13 @@ def _equal(name: str, limit: int, value: int) -> GateRow:
 
 def _at_most(name: str, limit: float | None, value: float) -> list[GateRow]:
     return [] if limit is None else [GateRow(name=name, limit=limit, value=value, passed=value <= limit)]
+
+
+def _expert_tokens(limit: int | None, experts: ExpertCoverage | None) -> list[GateRow]:
+    """No row for a dense model: it has no expert that could have seen too little."""
+    if limit is None or experts is None:
+        return []
+    return [GateRow(name="min_expert_tokens", limit=limit, value=experts.fewest, passed=experts.fewest >= limit)]
 
 
 def _beats_uniform(facts: Facts) -> GateRow:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,13 @@ import torch
 from safetensors import SafetensorError
 
 from schemas.errors import InputError
+from steps.model.experts import loaded_name, loaded_part, module_name
 from steps.model.overlay import overlay
 from steps.model.stream import DERIVED
+from steps.pack.container import METHOD
+from steps.pack.modules import PackedMatrix
 from steps.step import Value
+from steps.verify.loaders import load_decompressed, load_own
 
 
 def folder_of(files: Mapping[str, Path], target: Path) -> Path:
@@ -47,14 +54,14 @@ def quiet() -> Iterator[None]:
 def load(folder: Path, device: str) -> Any:
     """The model of `AutoModelForCausalLM.from_pretrained(folder)`, nothing else said, on `device`, weights unpacked.
 
-    compressed-tensors unpacks on the first forward, which one token triggers here. InputError when the loader raises.
+    compressed-tensors unpacks on the first forward, which one token triggers here; our container needs its plug-in
+    imported. A file with packed zero points, which that call refuses, is taken apart by the library's own compressor;
+    without the library, any folder by our own reader. InputError when the loader raises.
     """
-    import compressed_tensors.compressors  # noqa: F401  (its log handlers, before stderr is swapped)
-    from transformers import AutoModelForCausalLM
-
     try:
+        loader = _loader(folder)
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder).eval().to(device)
+            model = loader(folder).eval().to(device)
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
     except torch.OutOfMemoryError:
         raise
@@ -69,14 +76,34 @@ def load(folder: Path, device: str) -> Any:
     return model
 
 
+def _loader(folder: Path) -> Callable[[Path], Any]:
+    """What loads this folder; libraries are imported here, before stderr is swapped."""
+    from transformers import AutoModelForCausalLM
+
+    settings = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config", {})
+    if settings.get("quant_method") == METHOD:
+        import steps.pack.plugin  # noqa: F401
+    elif find_spec("compressed_tensors") is None:
+        return load_own
+    else:
+        import compressed_tensors.compressors  # noqa: F401
+
+        if not all(group["weights"]["symmetric"] for group in settings.get("config_groups", {}).values()):
+            return load_decompressed
+    return AutoModelForCausalLM.from_pretrained  # type: ignore[no-any-return]
+
+
 def in_float32(loaded: Any) -> Any:
-    """The same model, its weights widened in place to fp32, freed of the loader's offloading wrappers.
+    """The same model, its dense weights widened in place to fp32, freed of the loader's offloading wrappers.
 
-    transformers forbids `.float()` on models it loaded as quantized; these weights are unpacked, so torch's is right.
+    transformers forbids `.float()` on models it loaded as quantized; these weights are unpacked, or exact in any float,
+    so torch's is right.
     """
-    from compressed_tensors.offload import remove_dispatch
+    if getattr(loaded, "quantization_method", None) == "compressed-tensors":
+        from compressed_tensors.offload import remove_dispatch
 
-    return torch.nn.Module.float(remove_dispatch(loaded))
+        loaded = remove_dispatch(loaded)
+    return torch.nn.Module.float(loaded)
 
 
 def different_weights(loaded: Any, model: Value, selection: Value) -> list[str]:
@@ -88,7 +115,7 @@ def different_weights(loaded: Any, model: Value, selection: Value) -> list[str]:
     """
     packed = overlay(model, selection)
     quantized = {f"{m}.weight" for item in selection.children.values() for m in item.meta.get("members", ())}
-    found = dict(loaded.named_parameters())
+    found = _weights(loaded)
     different = []
     for name, stored in model.meta["dtypes"].items():
         if name.endswith(DERIVED):
@@ -96,10 +123,33 @@ def different_weights(loaded: Any, model: Value, selection: Value) -> list[str]:
         expected = packed.tensors[name]
         if name not in quantized:
             expected = expected.to(getattr(torch, stored))
-        if name not in found or not _equal(found[name], expected):
+        held = _held(found, name)
+        if held is None or not _equal(held, expected):
             different.append(name)
-    known = set(model.meta["dtypes"])
+    known = {form for name in model.meta["dtypes"] for form in (name, module_name(name), loaded_name(name))}
     return different + [name for name in found if name not in known and "weight_" not in name.rpartition(".")[2]]
+
+
+def _weights(loaded: Any) -> dict[str, Callable[[], torch.Tensor]]:
+    """The dense weights that a loaded model computes with, each made when asked for: `NAME.weight` and so on."""
+    found: dict[str, Callable[[], torch.Tensor]] = {n: partial(_itself, p) for n, p in loaded.named_parameters()}
+    for name, module in loaded.named_modules():
+        if isinstance(module, PackedMatrix):
+            found[f"{name}.weight"] = module.dense
+    return found
+
+
+def _held(found: Mapping[str, Callable[[], torch.Tensor]], name: str) -> torch.Tensor | None:
+    """The loaded value of a checkpoint's parameter, an expert's also where all of a block are one tensor."""
+    for form in (name, module_name(name)):
+        if form in found:
+            return found[form]()
+    joined = found.get(loaded_name(name))
+    return None if joined is None else loaded_part(name, joined())
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _equal(loaded: torch.Tensor, expected: torch.Tensor) -> bool:

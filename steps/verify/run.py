@@ -18,6 +18,7 @@ from steps.model.structure import max_length
 from steps.step import Env, Output, Value
 from steps.verify.bootstrap import Rows, draw, measured
 from steps.verify.contestants import against_uniform, contestants, contrasts_of, dumped, has_uniform, notes
+from steps.verify.experts import expert_coverage
 from steps.verify.gates import Facts, judge, largest_damping
 from steps.verify.load_packed import different_weights, folder_of, in_float32, load
 from steps.verify.metrics import compare, documents_meta
@@ -62,11 +63,13 @@ def verdict(
         damping=largest_damping(selection.children),
         against_uniform=against_uniform(contrasts, selection),
         has_uniform=has_uniform(inputs),
+        experts=expert_coverage(selection.children),
     )
     gates = judge(spec.gates, facts)
     return {
         "metrics": dumped(metrics),
         "contrasts": [c.model_dump(mode="json") for c in contrasts.values()],
+        "experts": facts.experts and facts.experts.model_dump(mode="json"),
         "gates": [gate.model_dump(mode="json") for gate in gates],
         "passed": all(gate.passed for gate in gates),
         "documents": list(found["mixed"].rows),

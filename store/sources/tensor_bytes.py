@@ -101,10 +101,9 @@ class TensorBytes(Mapping[str, str]):
         """A tensor's bytes by one range read; InputError when they are no longer those of the recorded digest."""
         span, digest = self.shards.spans[name], self[name]
         kept = self._kept / digest[:2] / digest if self._kept else None
-        if kept is not None and kept.exists():
-            raw = bytearray(kept.read_bytes())
-            if hashlib.sha256(raw).hexdigest() == digest:
-                return raw
+        raw = _copy(kept) if kept is not None else None
+        if raw is not None and hashlib.sha256(raw).hexdigest() == digest:
+            return raw
         raw = self._fetch(span)
         if hashlib.sha256(raw).hexdigest() != digest:
             raise changed(f"{self.place.where}/{span.shard}: {name}")
@@ -120,6 +119,15 @@ class TensorBytes(Mapping[str, str]):
     def _keep(self, digest: str, raw: bytearray) -> None:
         if self._kept is not None:
             write_whole(self._kept / digest[:2] / digest, raw)
+
+
+def _copy(path: Path) -> bytearray | None:
+    """A kept tensor, which thereby is one in use (prune takes those that are not); None if there is none."""
+    try:
+        os.utime(path)
+        return bytearray(path.read_bytes())
+    except OSError:
+        return None
 
 
 def changed(where: str) -> InputError:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import torch
 
-from schemas.quantize import Feedback, Format
+from schemas.format import Affine
+from schemas.quantize import Feedback
 from steps.quantize.fits.minmax import minmax
 from steps.quantize.solvers.feedback import feedback
 from steps.step import Env
@@ -71,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     W_OI, H_II = problem(args.inputs, args.outputs)
     H_II.diagonal().add_(0.01 * H_II.diagonal().mean())
-    params = minmax(W_OI, H_II.diagonal(), Format(bits=3, group_size=128), torch.bfloat16)
+    params = minmax(W_OI, H_II.diagonal(), Affine(bits=3, group_size=128), torch.bfloat16)
     spec, warm = Feedback(kind="feedback", block_size=BLOCK), Env()
     tasks: dict[str, Callable[[], object]] = {
         "bare work": lambda: bare(W_OI, H_II),

@@ -3,6 +3,8 @@
     python tests/benchmarks/memory_build.py --limit-mib 2048 --folder FOLDER     # 3.3 GB of bf16, takes 12 GB of disk
     python tests/benchmarks/memory_build.py --hidden 512 --inner 1408 --blocks 64 --limit-mib 200
 
+FOLDER is kept, so that the same command goes on where an interrupted one stopped; without it all is temporary.
+
 A random Llama is written shard by shard, then built by rounding to two formats, scored by fisher, without
 distillation, on few tokens. The limit is on private writable memory (RLIMIT_DATA: heap and anonymous mappings, what a
 process cannot give back) beyond what torch and transformers take once imported, 0.4 GiB. It is lifted for `verify`,
@@ -17,10 +19,12 @@ import gc
 import json
 import math
 import resource
+import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +51,8 @@ class Shape:
         return tiny_config(**heads, **sizes, vocab_size=300, tied=True, dtype="bfloat16")
 
 
-def write_shards(folder: Path, shape: Shape) -> int:
-    """A random bf16 checkpoint, one shard per block and one for the rest, one resident at a time; its bytes."""
+def write_shards(folder: Path, shape: Shape) -> None:
+    """A random bf16 checkpoint, one shard per block and one for the rest, one resident at a time."""
     import torch
     from models import write_tokenizer
     from safetensors.torch import save_file
@@ -74,7 +78,6 @@ def write_shards(folder: Path, shape: Shape) -> int:
         save_file({name: tensor(size) for name, size in sizes.items()}, folder / file, metadata={"format": "pt"})
     weight_map = {name: file for file, sizes in shards.items() for name in sizes}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return sum((folder / file).stat().st_size for file in shards)
 
 
 def status_mib(field: str) -> float:
@@ -109,19 +112,22 @@ def build(folder: Path, limit_mib: int | None) -> dict[str, float]:
         folder, formats=["int4-g128", "int8-g128"], method="rtn", sensitivity="fisher", distill=None, batch=2,
         budget={"bits_per_weight": 6.0}, text={**text, **windows, "length": 32},
     )  # fmt: skip
-    runner = opened.runner
+    runner, kept = opened.runner, folder / "peaks.json"
     threading.stack_size(MIB)  # a stack counts whole, used or not
     reset_peak()
-    peaks = {"start": status_mib("VmHWM")}
+    before: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    peaks = before | {"start": max(status_mib("VmHWM"), before.get("start", 0.0))}
     limit_mib = None if limit_mib is None else int(status_mib("VmData")) + limit_mib
 
     def execute(node: str, outputs: Outputs, labels: Sequence[str]) -> int:
         reset_peak()
         limit(None if node in UNLIMITED else limit_mib)
-        computed = runner.execute(node, outputs, labels)
-        limit(None)
-        peaks[node] = status_mib("VmHWM")
-        return computed
+        try:
+            return runner.execute(node, outputs, labels)
+        finally:
+            limit(None)
+            peaks[node] = max(status_mib("VmHWM"), peaks.get(node, 0.0))
+            kept.write_text(json.dumps(peaks))
 
     drive(runner, execute)
     return peaks
@@ -131,10 +137,13 @@ def measure(folder: Path, shape: Shape, limit_mib: int | None) -> tuple[float, d
     """Size of the model in MiB, and the peaks of its build. To be run in a process of its own."""
     from builds import write_text
 
-    size = write_shards(folder / "model", shape) / MIB
-    write_text(folder / "calibrate.jsonl", 12, 1)
-    write_text(folder / "evaluate.jsonl", 8, 2)
-    return size, build(folder, limit_mib)
+    if not (folder / "evaluate.jsonl").exists():
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        write_shards(folder / "model", shape)
+        write_text(folder / "calibrate.jsonl", 12, 1)
+        write_text(folder / "evaluate.jsonl", 8, 2)
+    size = sum(shard.stat().st_size for shard in (folder / "model").glob("*.safetensors"))
+    return size / MIB, build(folder, limit_mib)
 
 
 def main() -> None:
@@ -143,9 +152,10 @@ def main() -> None:
     for name, default in (("hidden", Shape.hidden), ("inner", Shape.inner), ("blocks", Shape.blocks)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--limit-mib", type=int)
-    parser.add_argument("--folder", type=Path, help="where there is room (default: the system's temporary folder)")
+    parser.add_argument("--folder", type=Path, help="where there is room, and what is there is used again")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory() as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         shape = Shape(options.hidden, options.inner, options.blocks)
         size, peaks = measure(Path(folder), shape, options.limit_mib)
     print(f"model {size:,.0f} MiB, limit {options.limit_mib or 'none'}")

@@ -34,11 +34,12 @@ from safetensors.torch import load_file, save_file
 
 from schemas.artifact import Unit
 from schemas.calibrate import Calibrate
-from schemas.quantize import Format, QuantizeUnit, Rounding, parse_format
+from schemas.format import Affine, Format, read_format
+from schemas.quantize import QuantizeUnit, Rounding
 from steps.calibrate import statistics
 from steps.model.structure import units
 from steps.quantize import unit as quantize
-from steps.quantize.qtensor import QuantizedTensor
+from steps.quantize.qtensor import from_value
 from steps.step import Env, Output
 
 MENU = (2, 64), (2, 32), (3, 128), (3, 64), (4, 128), (4, 64), (5, 128), (6, 128), (8, 128)
@@ -126,7 +127,7 @@ def run_ours(config: Mapping[str, Any], tensors: Weights, ids_NS: torch.Tensor, 
         items += [(unit, [one(unit, form, config, tensors, collected[unit.block], env) for form in forms])]
     end = clock()
     weights = {
-        f"{m}.weight": QuantizedTensor.from_value(found[0], m).dequantize()
+        f"{m}.weight": from_value(found[0], m).dequantize()
         for unit, found in items
         for m in unit.members
     }
@@ -192,8 +193,8 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     config = json.loads((folder / "config.json").read_text())
     tensors = {n: t for path in sorted(folder.glob("*.safetensors")) for n, t in load_file(path).items()}
     ids = {s: windows(folder, s, args.windows, args.length, config["vocab_size"]) for s in ("calibrate", "evaluate")}
-    form = Format.model_validate(parse_format(args.format))
-    menu = [form, *(Format(bits=b, group_size=g) for b, g in MENU)][: len(MENU)]
+    form = read_format(args.format)
+    menu = [form, *(Affine(bits=b, group_size=g) for b, g in MENU)][: len(MENU)]
     asked = {form.name: [form], "the default": [form.model_copy(update={"symmetry": "signed"})], "menu of 9": menu}
     python = peer_python(args.env.expanduser())
     load(folder)  # so that our clock, as the peer's, starts with everything imported

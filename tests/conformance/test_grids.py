@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linears import FORMATS, kind_of, one_of_each, weights
 
-from schemas.quantize import Fit, Format
+from schemas.format import Format
+from schemas.quantize import Fit
 from steps.quantize.build import build_fit
 from steps.quantize.grids.affine import GridParams, bits, code_dtype, code_range, decode, nearest
-from steps.quantize.qtensor import QuantizedTensor, item_meta
+from steps.quantize.qtensor import from_value, item_meta
+from steps.quantize.tensors.affine import AffineTensor
 from steps.step import Output
 
 FITS = one_of_each(Fit)
@@ -78,12 +80,12 @@ def test_nearest_is_the_best_of_all_levels(form: Format) -> None:
 def test_bits_match_bytes_and_packing_is_exact(form: Format) -> None:
     W_OI = weights(16, INPUTS, dtype=torch.float32)
     params = fitted(form, FITS[0], W_OI)
-    q = QuantizedTensor("m", form, nearest(W_OI, params), params.scale_OG, params.zero_point_OG)
+    q = AffineTensor("m", form, nearest(W_OI, params), params.scale_OG, params.zero_point_OG)
     assert bits(params, INPUTS) == 8 * q.nbytes()
     item = Output(item_meta("u", form, {"m": {"shape": list(q.shape)}}), q.to_tensors())
     packed = item.tensors["m.codes"]
     assert packed.dtype == torch.uint8 and packed.numel() * 8 == W_OI.numel() * form.bits
-    back = QuantizedTensor.from_value(item, "m")
+    back = from_value(item, "m")
     assert torch.equal(back.codes_OI, q.codes_OI) and back.codes_OI.dtype == q.codes_OI.dtype
     assert torch.equal(back.dequantize(), q.dequantize())
 
@@ -93,7 +95,7 @@ def test_dequantize_is_the_formula(form: Format) -> None:
     """Against the sentence in the schema, one weight at a time, in exact arithmetic."""
     W_OI = weights(2, INPUTS, dtype=torch.float32)
     params = fitted(form, FITS[0], W_OI)
-    q = QuantizedTensor("m", form, nearest(W_OI, params), params.scale_OG, params.zero_point_OG)
+    q = AffineTensor("m", form, nearest(W_OI, params), params.scale_OG, params.zero_point_OG)
     what_OI, group = q.dequantize(), form.columns(INPUTS)
     for o, i in ((0, 0), (0, group - 1), (1, INPUTS - group), (1, INPUTS - 1)):
         zero = 0 if params.zero_point_OG is None else int(params.zero_point_OG[o, i // group])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from linears import hessian, kind_of, one_of_each, proxy, weights
 
-from schemas.quantize import Bits, Fit, Format, GroupSize, Solver, Symmetry
+from schemas.format import Affine, Bits, Format, GroupSize, Symmetry
+from schemas.quantize import Fit, Solver
 from steps.quantize.build import build_fit, build_solver
 from steps.quantize.grids.affine import GridParams, code_dtype, code_range, decode, nearest
 from steps.step import Env
@@ -19,7 +20,7 @@ INPUTS = 128
 GROUPS = cycle(get_args(GroupSize))
 """Every group size meets every kind of symmetry, without the whole product."""
 FORMS = [
-    Format(bits=b, group_size=g, symmetry=s)
+    Affine(bits=b, group_size=g, symmetry=s)
     for (b, s), g in zip(product(get_args(Bits), get_args(Symmetry)), GROUPS, strict=False)
 ]
 CASES = [pytest.param(s, f, id=f"{kind_of(s)}-{f.name}") for s in SOLVERS for f in FORMS]
@@ -105,6 +106,6 @@ def test_more_bits_lose_less(solver: Any, symmetry: Symmetry) -> None:
     W_OI, H_II = weights(32, INPUTS), hessian(INPUTS)
     losses = []
     for bits in get_args(Bits):
-        params = grid(W_OI, Format(bits=bits, group_size=64, symmetry=symmetry))
+        params = grid(W_OI, Affine(bits=bits, group_size=64, symmetry=symmetry))
         losses.append(float(build_solver(solver)(W_OI, H_II, params, Env()).loss_O.sum()))
     assert losses == sorted(losses, reverse=True)

@@ -1,18 +1,23 @@
 """What is computed, what is not, and what comes back after damage: real steps on a tiny model, without Prefect."""
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builds import open_build, run_build, write_text
+import torch
+from builds import CONFIG, open_build, run_build, write_recipe, write_text
 from checkpoints import edit_json, edit_tensors
+from models import tiny_value, write_model
 from safetensors.torch import load_file
 
 from pipelines.assemble import Run, assemble
-from pipelines.commands.explain import explanations
-from pipelines.drive import Built, drive
+from pipelines.cli import main
+from pipelines.commands.explain import changes, explanations
+from pipelines.drive import Built, Outputs, drive
 from pipelines.items import independent_items
 from pipelines.run import Runner
 from schemas.errors import InputError
@@ -160,12 +165,87 @@ def test_scratch_between_blocks_is_cleaned_and_made_again_when_needed(copy: Path
     assert computed(run_build(open_build(copy)))["statistics"] == 1
 
 
+def test_activations_between_blocks_are_bounded_and_leave_nothing(tmp_path: Path) -> None:
+    """However many blocks a model has, at most three blocks' activations are in the store, and none at the end."""
+    shutil.rmtree(write_recipe(tmp_path).parent / "model")
+    write_model(tmp_path / "model", tiny_value(tied=True, dtype=torch.bfloat16, **CONFIG | {"num_hidden_layers": 7}))
+    build = open_build(tmp_path, formats=["int4-g64"], distill=None, sensitivity="fisher", method="rtn")
+    store, present = build.runner.store, list[int]()
+    at = [bound.id for bound in build.runner.bound].index("statistics")
+    del build.runner.bound[at + 1 :]
+
+    def spilled() -> int:
+        hidden = {t.outputs["hidden"] for t in store.traces.all().values() if "hidden" in t.outputs}
+        return len(hidden - store.artifacts.missing(hidden))
+
+    def execute(node: str, outputs: Outputs, labels: Sequence[str]) -> int:
+        return build.runner.execute(node, outputs, labels, lambda *told: present.append(spilled()))
+
+    drive(build.runner, execute)
+    assert max(present) == 3 and present[-1] <= 3 and len(present) >= 7
+    assert spilled() == 0 and not [*build.runner.place.cache.glob("step-*")]
+
+
 def test_explain_names_the_field_that_changed(copy: Path) -> None:
-    lines = dict(explanations(open_build(copy, rounding={"solver": {"kind": "feedback", "damping": 0.05}})))
+    build = open_build(copy, rounding={"fit": {"kind": "clip"}, "solver": {"kind": "feedback", "damping": 0.05}})
+    lines = dict(explanations(build))
     assert lines["statistics"][0].startswith("cached")
-    assert "32 of 32 items have to run" in lines["candidates"][0]
-    assert any("spec.rounding.solver.damping: 0.01 -> 0.05" in line for line in lines["candidates"])
+    assert lines["candidates"][:2] == [
+        "32 of 32 items have to run",
+        "layers.0.self_attn.qkv/int2-g32: spec.rounding.solver.damping: 0.01 -> 0.05",
+    ]
     assert lines["plan"][0].startswith("waits for")
+    assert changes(build) == {"candidates": ["spec.rounding.solver.damping: 0.01 -> 0.05"]}
+
+
+def test_explain_names_the_node_that_gives_something_else(copy: Path) -> None:
+    def digest_of_tokens() -> str:
+        build = open_build(copy)
+        return run_build(build).outputs["calibration"]["tokens"][:12]
+
+    before = digest_of_tokens()
+    write_text(copy / "calibrate.jsonl", 12, 98)
+    (reason,) = changes(open_build(copy))["calibration"]
+    assert re.fullmatch(r"calibration_text text: [0-9a-f]{12}\.\.\. -> [0-9a-f]{12}\.\.\.", reason)
+    build = open_build(copy)
+    build.runner.bound[:] = [b for b in build.runner.bound if b.id in ("model", "calibration_text", "calibration")]
+    after = run_build(build).outputs["calibration"]["tokens"][:12]
+    build = open_build(copy)
+    assert changes(build)["statistics"] == [f"calibration tokens: {before}... -> {after}..."]
+    told = dict(explanations(build))
+    assert told["evaluation"][0].startswith("cached") and told["reference"][0].startswith("cached")
+
+
+def test_explain_names_the_file_and_the_library_that_changed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if one file that the quantize step imports, two files away from it, had been edited, and torch updated."""
+    from pipelines import code_id, items
+    from pipelines.commands import explain
+
+    real, edited = code_id.module_digests, "steps.quantize.fits.clip"
+    module = "steps.quantize.unit"
+    monkeypatch.setattr(items, "code_of", lambda m: "dirty:" + "ab" * 32 if m == module else code_id.code_of(m))
+    monkeypatch.setattr(explain, "module_digests", lambda m: {**real(m), edited: "x"} if m == module else real(m))
+    assert changes(open_build(copy)) == {"candidates": ["code of steps/quantize/fits: clip.py changed"]}
+    monkeypatch.setattr(explain, "module_digests", real)
+    (told,) = changes(open_build(copy))["candidates"]
+    assert re.fullmatch(r"code of steps/quantize/unit\.py: (v\d+|dirty:[0-9a-f]{8}) -> dirty:abababab", told)
+    monkeypatch.undo()
+    version = items.library_version
+    monkeypatch.setattr(items, "library_version", lambda name: "9.9" if name == "torch" else version(name))
+    told = changes(open_build(copy))["statistics"]
+    assert told == [f"libraries.torch: {version('torch')} -> 9.9"]
+
+
+def test_plan_says_why_before_anything_runs(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BITSMITH_HOME", str(copy / "state"))
+    recipe, out = write_recipe(copy), copy / "plan.json"
+    assert main(["plan", str(recipe), "--set", "distill.batch=1", "--json", str(out)]) == 0
+    shown = capsys.readouterr().out
+    why = json.loads(out.read_text())["why"]
+    assert list(why) == ["distilled"] and why["distilled"][0].endswith("batch: 2 -> 1")
+    assert f"distilled runs again: {why['distilled'][0]}" in shown
 
 
 def test_every_field_of_a_candidate_spec_changes_its_key(copy: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import crashes
 import pytest
 from builds import write_recipe
 
@@ -69,6 +70,7 @@ def test_a_deployment_run_builds_and_a_later_run_finds_everything_cached(first: 
     assert first.prefect_flow_run_id and first.mlflow_run_id
 
 
+@pytest.mark.slow  # the short form: test_a_process_without_our_code_computes_with_exactly_our_weights
 def test_the_packed_folder_loads_where_bitsmith_was_never_imported(first: Report) -> None:
     code = (
         "import sys\nfrom transformers import AutoModelForCausalLM\nimport torch\n"
@@ -99,7 +101,8 @@ def test_a_flow_over_cached_nodes_shows_cached_tasks_and_computes_nothing(
     assert state.prefect_api_url is not None
     (state.folder / "store" / "builds" / f"{first.build_digest}.json").unlink()  # so that the flow runs at all
     out = state.folder / "again.json"
-    command(state, str(BIN / "bitsmith"), "run", str(recipe), "--set", "budget.bits_per_weight=3.6", "--json", str(out))
+    words = ["run", str(recipe), "--set", "budget.bits_per_weight=3.6", "--json", str(out)]
+    assert crashes.command(state, words, state.folder)[0] == 0
     again = Report.model_validate_json(out.read_text())
     assert sum(n.units_computed for n in again.nodes) == 0 and again.packed.digest == first.packed.digest
     where = {"flow_runs": {"id": {"any_": [again.prefect_flow_run_id]}}}
@@ -109,14 +112,14 @@ def test_a_flow_over_cached_nodes_shows_cached_tasks_and_computes_nothing(
 
 def test_failed_gates_exit_1_and_promote_nothing(state: ServiceState, recipe: Path, first: Report) -> None:
     out = state.folder / "failed.json"
-    words = [str(BIN / "bitsmith"), "run", str(recipe), "--set", "gates.max_kl=1e-9", "--set", "name=strict"]
-    command(state, *words, "--json", str(out), code=1)
+    words = ["run", str(recipe), "--set", "gates.max_kl=1e-9", "--set", "name=strict"]
+    assert crashes.command(state, [*words, "--json", str(out)], state.folder)[0] == 1
     report = Report.model_validate_json(out.read_text())
     assert [g.name for g in report.gates if not g.passed] == ["max_kl"]
     from mlflow import MlflowClient
 
     assert not MlflowClient(tracking_uri=state.tracking_uri).search_model_versions("name='strict'")
-    assert command(state, *words, code=1).stderr.startswith("every node is cached")
+    assert command(state, str(BIN / "bitsmith"), *words, code=1).stderr.startswith("every node is cached")
 
 
 def test_unreachable_servers_are_named_within_seconds(state: ServiceState, recipe: Path) -> None:

@@ -50,10 +50,10 @@ def test_the_explicit_form_round_trips_through_yaml() -> None:
     ("assignment", "says"),
     [
         ("budgt=1", ["budgt: unknown field", "did you mean 'budget'"]),
-        ("distill.stepz=3", ["distill.stepz", "did you mean 'steps'"]),
+        ("distill.tokenz=3", ["distill.tokenz", "did you mean 'tokens'"]),
         ("formats=[int9-g64]", ["unknown format 'int9-g64'", "int<2|3|4|5|6|8>"]),
         ("formats=[int4-g64, int4-g64]", ["listed twice"]),
-        ("method=gtpq", ["method", "'gptq' or 'rtn'"]),
+        ("method=gtpq", ["method", "'gptq', 'rtn', 'autoround'"]),
         ("allocator.kind=ipl", ["unknown kind 'ipl'", "did you mean 'ilp'"]),
         ("budget={}", ["at least one of bits_per_weight"]),
         ("budget.bits_per_weight=.nan", ["budget.bits_per_weight", "finite"]),

@@ -84,7 +84,7 @@ def _marked(mark: str) -> list[psutil.Process]:
 
 def test_all_three_answer(state: ServiceState, capsys: pytest.CaptureFixture[str]) -> None:
     assert show_status(state.folder) == 0
-    assert capsys.readouterr().out.count("answers") == 2
+    assert capsys.readouterr().out.count("answers") == 3
     assert running(state.folder) == state
     assert state.tracking_uri and servers.answers(state.tracking_uri + "/version")
     (cure,) = servers.call(state.prefect_api_url or "", "/automations/filter", {})
@@ -122,7 +122,7 @@ def test_a_deployment_runs_and_down_leaves_nothing(state: ServiceState, root: Pa
     assert (state.folder / "ran").read_text() == str(root)
     (read,) = servers.call(api, "/flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     assert read["state_name"] == "Running"
-    assert down(state.folder) == ["worker", "mlflow", "prefect"]
+    assert down(state.folder) == ["worker", "page", "mlflow", "prefect"]
     assert _marked(state.mark) == []
     assert running(state.folder) is None
     assert down(state.folder) == []

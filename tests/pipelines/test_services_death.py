@@ -20,23 +20,27 @@ from pathlib import Path
 from prefect import flow
 
 @flow
-def trivial() -> None:
+def trivial(seconds: float = 600) -> None:
     Path(os.environ["BITSMITH_HOME"], "ran").write_text(str(os.getpid()))
-    time.sleep(600)
+    time.sleep(seconds)
 """
 DEPLOYMENTS = """
 name: test
 pull:
   - prefect.deployments.steps.set_working_directory: {directory: "{{ $PWD }}"}
 deployments:
-  - {name: test, entrypoint: "trivial.py:trivial", work_pool: {name: bitsmith}}
+  - name: test
+    entrypoint: trivial.py:trivial
+    work_pool: {name: bitsmith}
+    concurrency_limit: {limit: 1, collision_strategy: ENQUEUE}
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_run_becomes_crashed_and_up_mends_the_rest(tmp_path: Path) -> None:
-    """Three missed heartbeats and the list tells the truth; a dead worker is started again, the servers are kept."""
+    """Three missed heartbeats and the list tells the truth; a dead worker is started again, the servers are kept, and
+    the run that waited for the slot of the dead one has its turn."""
     (tmp_path / "trivial.py").write_text(FLOW)
     (tmp_path / "prefect.yaml").write_text(DEPLOYMENTS)
     folder = tmp_path / "state"
@@ -50,15 +54,19 @@ def test_a_killed_run_becomes_crashed_and_up_mends_the_rest(tmp_path: Path) -> N
         victims = [worker, *(child.pid for child in psutil.Process(worker).children(recursive=True))]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
+        # The next night waits behind the dead one, which holds the deployment's only slot.
+        create = f"/deployments/{deployment['id']}/create_flow_run"
+        following = servers.call(api, create, {"parameters": {"seconds": 0}})
         _until(lambda: _state(api, run["id"]) == "Crashed", 240)
 
         alive = running(folder)
-        assert alive is not None and set(alive.services) == {"prefect", "mlflow"}
+        assert alive is not None and set(alive.services) == {"prefect", "mlflow", "page"}
         said: list[str] = []
         mended = up(tmp_path, folder, say=said.append)
         assert said[0].startswith("worker had died")
         assert mended.services["prefect"] == state.services["prefect"]
         assert mended.services["worker"].pid != worker
+        _until(lambda: _state(api, following["id"]) == "Completed", 240)
     finally:
         assert down(folder)
 

@@ -23,7 +23,7 @@ def _shown(width: int = 100, **changes: object) -> str:
 
 
 def test_a_report_shows_every_fact() -> None:
-    distilled = Distilled(kl_before=0.05, kl_after=0.03, step_kept=40, tokens=65536)
+    distilled = Distilled(before=0.05, after=0.03, step_kept=40, tokens=65536)
     text = _shown(distilled=distilled, mlflow_run_id="run-1")
     for fact in (
         "demo on tiny: passed",

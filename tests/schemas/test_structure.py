@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_config
+from models import as_stored, tiny_config
 
 from schemas.errors import InputError
 from schemas.structure import SUPPORTED, expected_shapes
@@ -19,6 +19,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"head_dim": 12, "tie_word_embeddings": True}),
     ("mistral", {"attention_bias": True}),  # no such field there: ignored
     ("qwen3", {"attention_bias": True}),
+    ("qwen3_moe", {"attention_bias": True, "decoder_sparse_step": 2}),
+    ("qwen3_moe", {"mlp_only_layers": [0, 2]}),
+    ("qwen2_moe", {"qkv_bias": False, "mlp_only_layers": None}),
 ]
 
 
@@ -30,7 +33,8 @@ def test_same_parameters_as_transformers(family: str, changes: dict[str, Any]) -
     config = {k: v for k, v in tiny_config(family, **changes).items() if v is not None or k == "sliding_window"}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family].from_dict(dict(config)))
-    assert expected_shapes(config, "test") == {n: tuple(p.shape) for n, p in model.named_parameters()}
+    stored = (pair for name, p in model.named_parameters() for pair in as_stored(name, p, family))
+    assert expected_shapes(config, "test") == {name: tuple(tensor.shape) for name, tensor in stored}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,23 @@ def test_same_parameters_as_transformers(family: str, changes: dict[str, Any]) -
 def test_impossible_configs_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         expected_shapes(tiny_config() | change, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts": None}, r"impossible number of experts(?s:.*)no experts, 2 of them"),
+        ({"num_experts": 1}, "impossible number of experts"),
+        ({"num_experts": 10**9}, "impossible number of experts"),
+        ({"num_experts_per_tok": 0}, "bad config field num_experts_per_tok"),
+        ({"moe_intermediate_size": "32"}, "bad config field moe_intermediate_size"),
+        ({"mlp_only_layers": ["1"]}, "bad config field mlp_only_layers"),
+        ({"decoder_sparse_step": 0}, "bad config field decoder_sparse_step"),
+    ],
+)
+def test_impossible_mixtures_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        expected_shapes(tiny_config("qwen3_moe") | change, "config.json")
 
 
 def test_key_value_heads_are_only_implied_for_llama() -> None:

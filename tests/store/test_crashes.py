@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from stores import flip, open_store, put_trace, trace_of
 from schemas.errors import InputError
 from store import batch as batches
 from store.fsck import fsck
+from store.local import LocalFolder
 from store.open import Store
 
 WRITER = """
@@ -64,6 +66,7 @@ def test_a_killed_writer_leaves_only_whole_results(tmp_path: Path) -> None:
         store = _kill_a_writer(tmp_path, 0.2 + 0.4 * number)
         written += _check_nothing_half_written(store)
     assert written > 0
+    store.folder.stage(b"what a killed writer leaves")
     assert [*store.folder.scan("tmp")] != []
     store.folder.sweep(time.time() + 1)
     assert [*store.folder.scan("tmp")] == [] and store.leases.holders() == {}
@@ -133,50 +136,47 @@ def test_a_read_only_disk(small_disk: Path) -> None:
     assert store.blobs.get(digest) == b"here before"
 
 
-def test_nothing_of_a_batch_has_a_name_before_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Order of events at a commit: sync contents, name objects, sync folders, and only then name traces."""
-    store, events = open_store("local", tmp_path), list[str]()
-    sync, name = batches.sync, batches.give_name
-    monkeypatch.setattr(batches, "sync", lambda paths: (events.extend(_kind(p, "sync") for p in paths), sync(paths)))
-    monkeypatch.setattr(batches, "give_name", lambda t, f: (events.append(_kind(f, "name")), name(t, f))[1])
+def test_a_batch_has_names_at_once_and_is_synced_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file before its folder; traces, which check themselves, never."""
+    store, events = open_store("local", tmp_path), list[Path]()
+    real = batches.sync
+    monkeypatch.setattr(batches, "sync", lambda paths: (events.extend(chosen := [*paths]), real(chosen))[1])
+    monkeypatch.setattr(batches, "FILES", 4)
     with store.batch():
         for number in range(3):
-            digest = store.artifacts.save({"n": number})
-            put_trace(store, trace_of(number, {"o": digest}))
-        assert events == [] and store.traces.get(trace_of(1, {}).key) and store.artifacts.load(digest).meta == {"n": 2}
-        assert fsck(Store(store.url)).files == 0  # others see nothing yet
-    order = ["sync tmp", "name artifacts", "sync artifacts", "name traces"]
-    places = [order.index(event) for event in events if event != "sync root"]
-    assert places == sorted(places) and set(places) == {0, 1, 2, 3}
-    assert fsck(Store(store.url)).files == 6
+            put_trace(store, trace_of(number, {"o": store.artifacts.save({"n": number})}))
+        assert events == [] and fsck(Store(store.url)).files == 6 and len(Store(store.url).traces.all()) == 3
+        store.artifacts.save({"n": 3})
+        assert len(events) > 4 and not [path for path in events if "traces" in str(path)]
+        files = [path for path in events if path.is_file()]
+        assert files == events[:4] and {path.parent for path in files} <= set(events[4:])
+        store.artifacts.save({"n": 4})
+    assert len([path for path in events if path.is_file()]) == 5
+    assert [*store.folder.scan("tmp")] == []
 
 
-def _kind(path: Path, event: str) -> str:
-    parts = [part for part in ("tmp", "artifacts", "traces") if f"/store/{part}" in str(path)]
-    return f"{event} {parts[0] if parts else 'root'}"
-
-
-def test_a_lease_released_in_a_batch_outlives_what_is_not_yet_visible(tmp_path: Path) -> None:
+def test_what_a_disk_refuses_to_keep_loses_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk may say only at the sync that it is full."""
     store = open_store("local", tmp_path)
-    other = Store(store.url)
-    with store.batch():
-        with store.leases.hold("a"):
-            trace = put_trace(store, trace_of(1, {}))
-        assert other.traces.get(trace.key) is None and not other.leases.acquire("a")
-        store.flush()
-        assert other.traces.get(trace.key) == trace and other.leases.acquire("a")
-        other.leases.release("a")
-        with store.leases.hold("b"):
-            put_trace(store, trace_of(2, {}))
-        assert store.leases.acquire("b")  # ours again, at the price of a commit
+    kept = store.blobs.put(b"kept")
+
+    def refuse(paths: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(batches, "sync", refuse)
+    with pytest.raises(InputError, match="full"), store.batch():
+        digest = store.blobs.put(b"refused")
+        assert store.blobs.get(digest) == b"refused"
+    assert store.blobs.sizes([kept, digest]) == {kept: 4}
 
 
-def test_a_batch_commits_what_was_complete_when_an_error_passes(tmp_path: Path) -> None:
-    store = open_store("local", tmp_path)
+def test_a_batch_syncs_what_was_stored_when_an_error_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, synced = open_store("local", tmp_path), set[Path]()
+    monkeypatch.setattr(batches, "sync", synced.update)
     with pytest.raises(KeyboardInterrupt), store.batch():
         digest = store.blobs.put(b"complete")
         raise KeyboardInterrupt
-    assert Store(store.url).blobs.get(digest) == b"complete"
+    assert store.blobs.local_path(digest) in synced
 
 
 def test_an_object_torn_by_a_power_cut_is_written_again(tmp_path: Path) -> None:
@@ -192,14 +192,16 @@ def test_an_object_torn_by_a_power_cut_is_written_again(tmp_path: Path) -> None:
 
 def test_a_forked_child_leaves_the_batch_of_its_parent_alone(tmp_path: Path) -> None:
     store = open_store("local", tmp_path)
+    local = store.folder
+    assert isinstance(local, LocalFolder)
     with store.batch(), store.leases.hold("parent"):
         digest = store.blobs.put(b"of the parent")
         child = os.fork()
         if not child:
             mine = store.blobs.put(b"of the child")
-            os._exit(0 if store.blobs.has(mine) and not store.blobs.has(digest) else 1)
+            os._exit(0 if store.blobs.has(mine) and not local._batch._files else 1)
         assert os.waitpid(child, 0)[1] == 0
-        assert not Store(store.url).leases.acquire("parent")
+        assert not Store(store.url).leases.acquire("parent") and len(local._batch._files) == 1
     assert store.blobs.get(digest) == b"of the parent"
 
 

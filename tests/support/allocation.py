@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from schemas.artifact import item_name
-from schemas.quantize import Format, parse_format
+from schemas.format import read_format
 from steps.allocate.problem import Choice, Problem, canonical, violations
 from steps.model.structure import units
 from steps.step import Output
@@ -80,7 +80,7 @@ def step_inputs(
 ) -> dict[str, Output]:
     """Inputs of the allocate step: scores fall with bits, differ by unit, and vary over documents."""
     rng, whole = np.random.default_rng(seed), model(blocks)
-    offered = [Format.model_validate(parse_format(f)) for f in formats]
+    offered = [read_format(f) for f in formats]
     weights = rng.integers(20, 200, documents).astype(float)
     candidates, scores = {}, {}
     for unit in units(whole.meta["config"], whole.meta["shapes"]):

@@ -43,12 +43,11 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
             "length": 32,
             "calibrate_windows": 16,
             "score_windows": 6,
-            "distill_windows": 8,
             "evaluate_windows": 8,
         },
         "budget": {"bits_per_weight": 3.8},
         "formats": ["int2-g32", "int3-g32", "int4-g64", "int8-g64"],
-        "distill": {"steps": 2, "batch": 2},
+        "distill": {"tokens": 128, "batch": 2, "held_out": 2, "check_every": 1},
         "gates": {"beats_uniform": False},
         **changes,
     }

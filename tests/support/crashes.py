@@ -2,12 +2,14 @@
 
     python tests/support/crashes.py LOG run RECIPE ...
 
-is `bitsmith run RECIPE ...` that appends a line to LOG whenever it begins to compute an item, to finish a build, or to
-log it to MLflow. A line is one write to a file opened for appending, so what was begun is known however the run ended.
+is `bitsmith run RECIPE ...` that appends a line to LOG whenever it begins to compute an item, to assemble the report,
+or to log it to MLflow. A line is one write to a file opened for appending, so it is there however the run ended.
+Runs that are not ended while they start are forked from a process that has its imports behind it (zygote.py).
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import random
@@ -15,12 +17,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zygote import Child, Zygote
+
+from pipelines.servers import prefect_settings
 from pipelines.services import ServiceState
 from schemas.report import Report
 from store.fsck import fsck
@@ -28,7 +33,8 @@ from store.open import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN, COMPUTE, FINISH, LOG = "main", "compute", "finish", "log"
-Act = Callable[[subprocess.Popen[bytes]], None]
+Process = subprocess.Popen[bytes] | Child
+Act = Callable[[Process], None]
 POLL = 0.01
 """Seconds between two looks at the log of a run."""
 
@@ -109,38 +115,72 @@ class Bench:
         files = sorted(p for p in (self.folder / "builds").rglob("*") if p.is_file())
         return {str(p.relative_to(self.folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
-    def run(self, moment: Moment | None = None, act: Act = subprocess.Popen.kill) -> Attempt:
-        """Run the command; end it (or do something else) at a moment, unless it ends before."""
+    def run(
+        self, moment: Moment | None = None, act: Act = lambda process: process.kill(), fresh: bool = False
+    ) -> Attempt:
+        """Run the command; end it (or do something else) at a moment, unless it ends before.
+
+        `fresh`: as a new process, as a user would, and so for whatever is to happen while that starts.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         log, out, err = (self.folder / f"run.{name}" for name in ("log", "out", "err"))
         log.write_text("\n")
+        for path in (out, err):
+            path.write_text("")
         present = frozenset(self.store.traces.all())
-        with out.open("w") as stdout, err.open("w") as stderr:
-            process = subprocess.Popen(self._command(log), env=self._environment(), stdout=stdout, stderr=stderr)
-            try:
-                if moment is not None:
-                    _wait(process, moment, log.read_text)
-                    act(process)
-                code = process.wait(timeout=600)
-            finally:
-                process.kill()
-                process.wait()
+        process = self._start(log, out, err, fresh or (moment is not None and moment.event in ("", MAIN)))
+        try:
+            if moment is not None:
+                _wait(process, moment, log.read_text)
+                act(process)
+            code = process.wait(timeout=600)
+        finally:
+            process.kill()
+            process.wait()
         lines = [line.split() for line in log.read_text().splitlines()]
         begun = tuple(line[1] for line in lines if line and line[0] == COMPUTE)
         return Attempt(moment, code, begun, present, out.read_text(), err.read_text())
 
-    def _command(self, log: Path) -> list[str]:
+    def _start(self, log: Path, out: Path, err: Path, fresh: bool) -> Process:
         places = ["--store", str(self.folder / "store"), "--tracking", str(self.services.tracking_uri)]
-        return [sys.executable, __file__, str(log), "run", str(self.recipe), *places, "--json", str(self.json)]
+        words = [str(log), "run", str(self.recipe), *places, "--json", str(self.json)]
+        if not fresh:
+            return zygote(self.services).start(words, {"BITSMITH_HOME": str(self.folder)}, out, err)
+        with out.open("w") as stdout, err.open("w") as stderr:
+            command = [sys.executable, __file__, *words]
+            environment = environment_of(self.services) | {"BITSMITH_HOME": str(self.folder)}
+            return subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
 
-    def _environment(self) -> dict[str, str]:
-        # Without bytecode on disk a start takes three times as long, and kills would hit nothing but imports.
-        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        mine = {"BITSMITH_HOME": str(self.folder), "PREFECT_API_URL": str(self.services.prefect_api_url)}
-        return {**kept, **mine, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+def environment_of(services: ServiceState) -> dict[str, str]:
+    """Of a command that uses these services, its place aside."""
+    # Without bytecode on disk a start takes three times as long, and kills would hit nothing but imports.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    prefect = {**prefect_settings(services.folder, services.prefect_api_url), "PREFECT_LOGGING_LEVEL": "WARNING"}
+    return {**kept, **prefect, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
-def _wait(process: subprocess.Popen[bytes], moment: Moment, log: Callable[[], str]) -> None:
+def command(services: ServiceState, words: Sequence[str], folder: Path) -> tuple[int, str]:
+    """A finished `bitsmith` command in a state folder, forked; its exit code and standard error."""
+    log, out, err = (folder / f"forked.{name}" for name in ("log", "out", "err"))
+    for path in (log, out, err):
+        path.write_text("")
+    code = zygote(services).start([str(log), *words], {"BITSMITH_HOME": str(folder)}, out, err).wait(600)
+    return code, err.read_text()
+
+
+_zygotes: dict[str, Zygote] = {}
+
+
+def zygote(services: ServiceState) -> Zygote:
+    """The one of these services, which the environment of its imports names."""
+    if services.mark not in _zygotes:
+        _zygotes[services.mark] = Zygote(environment_of(services))
+        atexit.register(_zygotes[services.mark].close)
+    return _zygotes[services.mark]
+
+
+def _wait(process: Process, moment: Moment, log: Callable[[], str]) -> None:
     while not moment.come(log()) and process.poll() is None:
         time.sleep(POLL)
     with suppress(subprocess.TimeoutExpired):
@@ -176,12 +216,13 @@ def deterministic(store: Store) -> dict[str, tuple[str, dict[str, str]]]:
     }
 
 
-def main() -> None:
-    """`bitsmith`, watched."""
-    path, sys.argv = sys.argv[1], ["bitsmith", *sys.argv[2:]]
+def watched(words: Sequence[str]) -> int:
+    """`bitsmith`, of which the first word is the log; its exit code."""
+    path, *arguments = words
     file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is deaf to it
 
-    def watched(function: Callable[..., Any], says: Callable[..., str]) -> Callable[..., Any]:
+    def telling(function: Callable[..., Any], says: Callable[..., str]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             os.write(file, f"{says(*arguments)}\n".encode())
             return function(*arguments, **named)
@@ -190,12 +231,11 @@ def main() -> None:
 
     from pipelines import cli, finish, run
 
-    run.Runner._run = watched(run.Runner._run, lambda _, item, *rest: f"{COMPUTE} {item.key}")  # type: ignore[method-assign]
-    vars(finish)["log_build"] = watched(vars(finish)["log_build"], lambda *rest: LOG)
-    cli.main = watched(cli.main, lambda *rest: MAIN)
-    finish.finish = watched(finish.finish, lambda *rest: FINISH)
-    sys.exit(cli.main())
+    run.Runner._run = telling(run.Runner._run, lambda _, item, *rest: f"{COMPUTE} {item.key}")  # type: ignore[method-assign]
+    vars(finish)["log_build"] = telling(vars(finish)["log_build"], lambda *rest: LOG)
+    vars(finish)["assemble"] = telling(vars(finish)["assemble"], lambda *rest: FINISH)
+    return int(telling(cli.main, lambda *rest: MAIN)(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(watched(sys.argv[1:]))

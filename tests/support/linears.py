@@ -8,14 +8,14 @@ import torch
 
 from schemas.artifact import Unit
 from schemas.base import Spec
-from schemas.quantize import Bits, Format, GroupSize, Symmetry
+from schemas.format import Affine, Bits, GroupSize, Symmetry
 from steps.quantize.grids.affine import GridParams, decode, nearest
 from steps.step import Output
 
 S = TypeVar("S", bound=Spec)
 
 FORMATS = [
-    Format(bits=b, group_size=g, symmetry=s)
+    Affine(bits=b, group_size=g, symmetry=s)
     for b in get_args(Bits)
     for g in get_args(GroupSize)
     for s in get_args(Symmetry)
@@ -53,7 +53,7 @@ def question(
 ) -> dict[str, Output]:
     """What the quantize step is handed for one unit; `tensors` replaces `hessian` or a member's weight (`m0`, ...)."""
     members = tuple(f"model.layers.3.m{i}" for i in range(len(shapes)))
-    unit = Unit(name="layers.3.m", block=3, members=members, shapes=shapes, statistics="m")
+    unit = Unit(name="layers.3.m", block=3, members=members, shapes=shapes, statistics=("m",) * len(shapes))
     held = {
         f"{name}.weight": tensors.get(f"m{i}", weights(*shape, seed=seed + i, dtype=torch.bfloat16))
         for i, (name, shape) in enumerate(zip(members, shapes, strict=True))

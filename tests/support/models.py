@@ -39,7 +39,21 @@ def tiny_config(family: str = "llama", *, tied: bool = False, **changes: Any) ->
     }
     if family == "mistral":
         config["sliding_window"] = None
-    return config | changes
+    return config | MIXTURE.get(family, {}) | changes
+
+
+MIXTURE: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen2_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1],
+        "shared_expert_intermediate_size": 64, "architectures": ["Qwen2MoeForCausalLM"],
+    },
+    "qwen3_moe": {
+        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
+        "architectures": ["Qwen3MoeForCausalLM"],
+    },
+}  # fmt: skip
+"""What a mixture's config has beyond a dense one's; the second block of the tiny Qwen2-MoE is dense."""
 
 
 def tiny_transformer(config: Mapping[str, Any], seed: int = 0) -> Any:
@@ -61,8 +75,41 @@ def tiny_transformer(config: Mapping[str, Any], seed: int = 0) -> Any:
 
 
 def model_tensors(model: Any, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Parameters by name as a checkpoint stores them: no `lm_head.weight` when tied."""
-    return {name: p.detach().to(dtype).clone() for name, p in model.named_parameters()}
+    """Parameters by name as a checkpoint stores them: no `lm_head.weight` when tied, every expert's matrix apart."""
+    named = {name: p.detach().to(dtype).clone() for name, p in model.named_parameters()}
+    return {n: t for name, tensor in named.items() for n, t in as_stored(name, tensor, model.config.model_type)}
+
+
+def as_stored(name: str, tensor: torch.Tensor, family: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """A parameter of transformers' model as checkpoints of its family have it."""
+    if family == "mixtral":
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    gate, up, down = ("w1", "w3", "w2") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    path, _, fused = name.rpartition(".")
+    if not path.endswith(".experts"):
+        yield name, tensor
+        return
+    for number, expert_OI in enumerate(tensor):
+        parts = ((down, expert_OI),) if fused == "down_proj" else zip((gate, up), expert_OI.chunk(2), strict=True)
+        yield from ((f"{path}.{number}.{matrix}.weight", part.clone()) for matrix, part in parts)
+
+
+def as_loaded(tensors: Mapping[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors as parameters of transformers' model: the inverse of `as_stored`."""
+    gate, up, down = ("w1", "w3", "w2") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    found, paths = dict[str, torch.Tensor](), dict[str, int]()
+    for name, tensor in tensors.items():
+        path, inside, rest = name.partition(".experts.")
+        if inside:
+            paths[path] = max(paths.get(path, 0), int(rest.partition(".")[0]) + 1)
+        else:
+            found[name.replace(".block_sparse_moe.", ".mlp.")] = tensor
+    for path, count in paths.items():
+        experts = [{m: tensors[f"{path}.experts.{e}.{m}.weight"] for m in (gate, up, down)} for e in range(count)]
+        loaded = f"{path.replace('.block_sparse_moe', '.mlp')}.experts"
+        found[f"{loaded}.gate_up_proj"] = torch.stack([torch.cat([e[gate], e[up]]) for e in experts])
+        found[f"{loaded}.down_proj"] = torch.stack([e[down] for e in experts])
+    return found
 
 
 def tiny_value(
@@ -81,8 +128,11 @@ def value_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nam
 
 
 def block_view(model: Output, block: int) -> Output:
-    """What a block-scope step is handed of a model: the block's tensors, and at block 0 the embedding table."""
-    wanted = (f"model.layers.{block}.", *(("model.embed_tokens.",) if block == 0 else ()))
+    """What a block-scope step is handed of a model: the block's tensors, at block 0 the embedding table, at the last
+    block the final norm."""
+    last = block == model.meta["config"]["num_hidden_layers"] - 1
+    ends = (("model.embed_tokens.",) if block == 0 else ()) + (("model.norm.",) if last else ())
+    wanted = (f"model.layers.{block}.", *ends)
     tensors = {n: t for n, t in model.tensors.items() if n.startswith(wanted)}
     return Output(meta={**model.meta, "block": block}, tensors=tensors)
 

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 import torch
 
 from schemas.artifact import Unit, item_name
-from schemas.quantize import Format, parse_format
+from schemas.format import Format, read_format
 from steps.model.structure import units
-from steps.quantize.qtensor import QuantizedTensor, item_meta
+from steps.quantize.qtensor import QuantizedTensor, from_value, item_meta
+from steps.quantize.tensors.affine import AffineTensor
 from steps.step import Output
 
 
 def fmt(name: str) -> Format:
     """A format by its short name."""
-    return Format.model_validate(parse_format(name))
+    return read_format(name)
 
 
 def rounded(name: str, W_OI: torch.Tensor, form: Format, scale_dtype: torch.dtype = torch.bfloat16) -> QuantizedTensor:
@@ -26,11 +27,11 @@ def rounded(name: str, W_OI: torch.Tensor, form: Format, scale_dtype: torch.dtyp
         scale_OG = ((high_OG - low_OG) / (2**form.bits - 1)).to(scale_dtype)
         zero_OG = (-low_OG / scale_OG.float()).round().clamp(0, 2**form.bits - 1)
         codes = (W_OGJ / scale_OG.float()[..., None] + zero_OG[..., None]).round().clamp(0, 2**form.bits - 1)
-        return QuantizedTensor(name, form, codes.flatten(1).to(torch.uint8), scale_OG, zero_OG.to(torch.uint8))
+        return AffineTensor(name, form, codes.flatten(1).to(torch.uint8), scale_OG, zero_OG.to(torch.uint8))
     half = 2 ** (form.bits - 1)
     scale_OG = (W_OGJ.abs().amax(-1) / (half - 1)).to(scale_dtype)
     codes = (W_OGJ / scale_OG.float()[..., None]).round().clamp(-half, half - 1)
-    return QuantizedTensor(name, form, codes.flatten(1).to(torch.int8), scale_OG)
+    return AffineTensor(name, form, codes.flatten(1).to(torch.int8), scale_OG)
 
 
 def item(model: Output, unit: Unit, form: Format) -> Output:
@@ -63,13 +64,13 @@ def representable(model: Output, selection: Output) -> Output:
     tensors = {name: tensor.float() for name, tensor in model.tensors.items()}
     for child in selection.children.values():
         for member in child.meta["members"]:
-            tensors[f"{member}.weight"] = QuantizedTensor.from_value(child, member).dequantize()
+            tensors[f"{member}.weight"] = from_value(child, member).dequantize()
     return Output({**model.meta, "dtypes": dict.fromkeys(tensors, "float32")}, tensors)
 
 
 def modified_transformer(model: Output, selection: Output) -> torch.nn.Module:
     """transformers' own model with a selection's (or any children's) weights and norms loaded into it."""
-    from models import tiny_transformer
+    from models import as_loaded, tiny_transformer
 
     transformer: torch.nn.Module = tiny_transformer(model.meta["config"])
     state = {name: tensor.float() for name, tensor in model.tensors.items()}
@@ -78,6 +79,6 @@ def modified_transformer(model: Output, selection: Output) -> torch.nn.Module:
             state |= {name: tensor.float() for name, tensor in child.tensors.items()}
             continue
         for member in child.meta["members"]:
-            state[f"{member}.weight"] = QuantizedTensor.from_value(child, member).dequantize()
-    transformer.load_state_dict(state, strict=False)
+            state[f"{member}.weight"] = from_value(child, member).dequantize()
+    transformer.load_state_dict(as_loaded(state, model.meta["config"]["model_type"]), strict=False)
     return transformer

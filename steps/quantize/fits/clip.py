@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 import torch
 
-from schemas.quantize import ClipSearch, Format
+from schemas.format import Affine
+from schemas.quantize import ClipSearch
 from steps.quantize.fits.minmax import cover, ranges
 from steps.quantize.grids.affine import GridParams, code_range
 
 
 def clip(
-    spec: ClipSearch, W_OI: torch.Tensor, importance_I: torch.Tensor, fmt: Format, dtype: torch.dtype
+    spec: ClipSearch, W_OI: torch.Tensor, importance_I: torch.Tensor, fmt: Affine, dtype: torch.dtype
 ) -> GridParams:
     """Of each group's candidate grids, the one of least sum_j importance_j (w_j - nearest(w_j))^2.
 
@@ -34,7 +35,7 @@ def clip(
     return best
 
 
-def _candidates(spec: ClipSearch, W_OI: torch.Tensor, fmt: Format, dtype: torch.dtype) -> Iterator[GridParams]:
+def _candidates(spec: ClipSearch, W_OI: torch.Tensor, fmt: Affine, dtype: torch.dtype) -> Iterator[GridParams]:
     """Min-max first, then narrower ranges; for signed grids each one also turned over."""
     low_OG, high_OG = ranges(W_OI, fmt)
     for point in range(spec.points):

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import torch
 
-from schemas.quantize import Format
+from schemas.format import Affine
 from steps.quantize.grids.affine import GridParams, stored_scale
 
 
-def minmax(W_OI: torch.Tensor, importance_I: torch.Tensor, fmt: Format, dtype: torch.dtype) -> GridParams:
+def minmax(W_OI: torch.Tensor, importance_I: torch.Tensor, fmt: Affine, dtype: torch.dtype) -> GridParams:
     """The grid that just covers each group's range; `importance_I` is not used (the signature is every fit's)."""
     return cover(*ranges(W_OI, fmt), fmt, dtype)
 
 
-def ranges(W_OI: torch.Tensor, fmt: Format) -> tuple[torch.Tensor, torch.Tensor]:
+def ranges(W_OI: torch.Tensor, fmt: Affine) -> tuple[torch.Tensor, torch.Tensor]:
     """min(w, 0) and max(w, 0) of each group, [O, G]."""
     low_OG, high_OG = W_OI.reshape(len(W_OI), -1, fmt.columns(W_OI.shape[1])).aminmax(dim=-1)
     return low_OG.clamp(max=0), high_OG.clamp(min=0)
 
 
-def cover(low_OG: torch.Tensor, high_OG: torch.Tensor, fmt: Format, dtype: torch.dtype) -> GridParams:
+def cover(low_OG: torch.Tensor, high_OG: torch.Tensor, fmt: Affine, dtype: torch.dtype) -> GridParams:
     """The grid of the range low <= 0 <= high, its scale rounded to `dtype` before anything else depends on it.
 
     signed      -w_e / 2^(b-1), w_e the end of larger magnitude: w_e is a level. Ties: scale > 0

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from schemas.quantize import Format
+from schemas.format import Affine
+from steps.quantize.grids.levels import Levels
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class GridParams:
     zero_point_OG is uint8, or None where it is 0 everywhere.
     """
 
-    format: Format
+    format: Affine
     scale_OG: torch.Tensor
     zero_point_OG: torch.Tensor | None = None
 
@@ -29,15 +30,30 @@ class GridParams:
         zero_OG = self.zero_point_OG
         return GridParams(self.format, self.scale_OG[start:stop], None if zero_OG is None else zero_OG[start:stop])
 
+    def levels(self, dtype: torch.dtype) -> Levels:
+        """Codes less zero points: clamp(round(t) + z, low, high) - z = clamp(round(t), low - z, high - z)."""
+        low, high = code_range(self.format)
+        scale_OG = self.scale_OG.to(dtype)
+        zero_OG = torch.zeros_like(scale_OG) if self.zero_point_OG is None else self.zero_point_OG.to(dtype)
+        return Levels(scale_OG, low - zero_OG, high - zero_OG)
 
-def code_range(fmt: Format) -> tuple[int, int]:
+    def codes(self, level_OI: torch.Tensor) -> torch.Tensor:
+        """Levels and zero points added up."""
+        if self.zero_point_OG is None:
+            return level_OI.to(code_dtype(self.format))
+        zero_OG1 = self.zero_point_OG.to(level_OI.dtype).unsqueeze(-1)
+        level_OGJ = level_OI.view(*self.zero_point_OG.shape, -1)
+        return (level_OGJ + zero_OG1).flatten(1).to(code_dtype(self.format))
+
+
+def code_range(fmt: Affine) -> tuple[int, int]:
     """Smallest and largest code."""
     if fmt.symmetry == "asymmetric":
         return 0, 2**fmt.bits - 1
     return -(2 ** (fmt.bits - 1)), 2 ** (fmt.bits - 1) - 1
 
 
-def code_dtype(fmt: Format) -> torch.dtype:
+def code_dtype(fmt: Affine) -> torch.dtype:
     """int8 for grids around 0, uint8 for those with a zero point."""
     return torch.uint8 if fmt.symmetry == "asymmetric" else torch.int8
 

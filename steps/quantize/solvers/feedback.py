@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from schemas.quantize import Feedback
-from steps.quantize.grids.affine import GridParams, code_dtype, code_range
+from steps.quantize.grids.levels import Grid, Levels, snap_
 from steps.quantize.solvers.factor import Factor, factor_of
 from steps.quantize.solvers.solved import Solved
 from steps.step import Env
@@ -19,7 +19,7 @@ from steps.step import Env
 SUB_BLOCK = 16
 
 
-def feedback(spec: Feedback, W_OI: torch.Tensor, H_II: torch.Tensor, params: GridParams, env: Env) -> Solved:
+def feedback(spec: Feedback, W_OI: torch.Tensor, H_II: torch.Tensor, grid: Grid, env: Env) -> Solved:
     """Round inputs k in order, on the target t_k = w_k + sum_{j<k} (w_j - what_j) M_jk, where H = M D M^T.
 
     Gives the codes of GPTQ's update form without inverting H. The loss is free, whatever the grid, by the identity
@@ -31,13 +31,14 @@ def feedback(spec: Feedback, W_OI: torch.Tensor, H_II: torch.Tensor, params: Gri
     the factorisation has fixed panels. Differs from the paper: a dead input is rounded to nearest, not set to zero.
     """
     factor = factor_of(spec, H_II, W_OI.dtype, env)
-    return sweep(W_OI, params, factor, spec.block_size)
+    return replace(sweep(W_OI, grid, factor, spec.block_size), act_order=spec.act_order)
 
 
-def sweep(W_OI: torch.Tensor, params: GridParams, factor: Factor, block_size: int) -> Solved:
+def sweep(W_OI: torch.Tensor, grid: Grid, factor: Factor, block_size: int) -> Solved:
     """One pass over the inputs. The targets behind a block are brought up to date once, with one matrix product."""
-    W_IO = W_OI.T.contiguous().index_select(0, factor.order_I)
-    levels = _levels(params, factor.order_I, W_OI.dtype)
+    given = grid.levels(W_OI.dtype)
+    W_IO = given.shifted(W_OI).T.contiguous().index_select(0, factor.order_I)
+    levels = _columns(given, factor.order_I)
     target_IO, level_IO = W_IO.clone(), torch.empty_like(W_IO)
     solver_O, added_O = torch.zeros(2, len(W_OI), dtype=torch.float64, device=W_OI.device)
     for start in range(0, len(W_IO), block_size):
@@ -48,14 +49,14 @@ def sweep(W_OI: torch.Tensor, params: GridParams, factor: Factor, block_size: in
         residual_BO = (target_IO[block] - W_IO[block]).add_(error_BO)
         solver_O += factor.D_I[block].to(W_OI.dtype) @ residual_BO.square_()
         added_O += factor.added_I[block].to(W_OI.dtype) @ error_BO.square_()
-    codes_OI = _codes(level_IO, params, factor)
+    codes_OI = grid.codes(level_IO.index_select(0, factor.inverse_I).T.contiguous())
     return Solved(codes_OI, (solver_O - added_O).clamp_(min=0) / 2, solver_O / 2, factor.damping, factor.dead)
 
 
 def _round_block(
-    W_BO: torch.Tensor, target_BO: torch.Tensor, level_BO: torch.Tensor, M_BB: torch.Tensor, levels: _Levels
+    W_BO: torch.Tensor, target_BO: torch.Tensor, level_BO: torch.Tensor, M_BB: torch.Tensor, levels: _Columns
 ) -> torch.Tensor:
-    """Round a block's inputs in order; completes target_BO, fills level_BO (code - zero_point), returns w - what."""
+    """Round a block's inputs in order; completes target_BO, fills level_BO, returns w - what."""
     error_BO = torch.empty_like(W_BO)
     for start in range(0, len(W_BO), SUB_BLOCK):
         stop = min(start + SUB_BLOCK, len(W_BO))
@@ -71,7 +72,7 @@ def _round_sub_block(
     level_SO: torch.Tensor,
     error_SO: torch.Tensor,
     M_SS: torch.Tensor,
-    levels: _Levels,
+    levels: _Columns,
 ) -> None:
     """Five passes over an input's O numbers; here the time goes, so nothing else is in the loop.
 
@@ -81,44 +82,29 @@ def _round_sub_block(
     rows = zip(W_SO, target_SO, level_SO, error_SO, M_SS.triu(1), levels.group, strict=True)
     for w_O, target_O, level_O, error_O, M_S, g in rows:
         scale_O = levels.scale_GO[g]
-        torch.div(target_O, scale_O, out=level_O).round_().clamp_(levels.low_GO[g], levels.high_GO[g])
+        torch.div(target_O, scale_O, out=level_O)
+        snap_(level_O, levels.low_GO[g], levels.high_GO[g], levels.values_L)
         torch.addcmul(w_O, level_O, scale_O, value=-1, out=error_O)
         target_SO.addr_(M_S, error_O)
 
 
 @dataclass(frozen=True)
-class _Levels:
-    """The grid, laid out for column steps: rows of scale, smallest and largest level by group; each input's group."""
+class _Columns:
+    """Levels laid out for column steps: rows of scale, smallest and largest level by group; each input's group."""
 
     scale_GO: tuple[torch.Tensor, ...]
     low_GO: tuple[torch.Tensor, ...]
     high_GO: tuple[torch.Tensor, ...]
+    values_L: torch.Tensor | None
     group: tuple[int, ...]
 
-    def inputs(self, block: slice) -> _Levels:
+    def inputs(self, block: slice) -> _Columns:
         """The same for some inputs."""
         return replace(self, group=self.group[block])
 
 
-def _levels(params: GridParams, order_I: torch.Tensor, dtype: torch.dtype) -> _Levels:
-    """Levels are codes less zero points: clamp(round(t) + z, low, high) - z = clamp(round(t), low - z, high - z)."""
-    low, high = code_range(params.format)
-    scale_GO = params.scale_OG.to(dtype).T.contiguous()
-    zero_GO = torch.zeros_like(scale_GO) if params.zero_point_OG is None else params.zero_point_OG.T.to(dtype)
-    groups = order_I // (len(order_I) // len(scale_GO))
-    return _Levels(
-        scale_GO.unbind(),
-        (low - zero_GO).contiguous().unbind(),
-        (high - zero_GO).contiguous().unbind(),
-        tuple(groups.tolist()),
-    )
-
-
-def _codes(level_IO: torch.Tensor, params: GridParams, factor: Factor) -> torch.Tensor:
-    """Levels in rounding order -> codes [O, I]."""
-    code_IO = level_IO
-    if params.zero_point_OG is not None:
-        groups_I = factor.order_I // (len(level_IO) // params.zero_point_OG.shape[1])
-        code_IO = level_IO + params.zero_point_OG.T.to(level_IO.dtype).index_select(0, groups_I)
-    code_IO = code_IO.to(code_dtype(params.format)).index_select(0, factor.inverse_I)
-    return code_IO.T.contiguous()
+def _columns(levels: Levels, order_I: torch.Tensor) -> _Columns:
+    scale_OG, low_OG, high_OG = levels.scale_OG, levels.low_OG, levels.high_OG
+    by_group = [tensor.T.contiguous().unbind() for tensor in (scale_OG, low_OG, high_OG)]
+    groups_I = order_I // (len(order_I) // scale_OG.shape[1])
+    return _Columns(by_group[0], by_group[1], by_group[2], levels.values_L, tuple(groups_I.tolist()))

@@ -13,7 +13,7 @@ from allocation import FORMATS, model, step_inputs
 from schemas.allocate import Allocate, Allocator, Select
 from schemas.base import canonical_json
 from schemas.errors import InputError
-from schemas.quantize import Format, parse_format
+from schemas.format import read_format
 from steps.allocate import plan as plan_module
 from steps.allocate import select
 from steps.allocate.run import run
@@ -51,7 +51,7 @@ def exact_file(plan: dict[str, str]) -> int:
         members = {"qkv": "q_proj k_proj v_proj", "o": "o_proj", "gate_up": "gate_proj up_proj", "down": "down_proj"}
         group, short = part.split(".")
         for member in members[short].split():
-            linears[f"model.layers.{block}.{group}.{member}"] = Format.model_validate(parse_format(name))
+            linears[f"model.layers.{block}.{group}.{member}"] = read_format(name)
     shapes = {n: tuple(s) for n, s in meta["shapes"].items()}
     return file_bytes("compressed-tensors", meta["config"], shapes, meta["dtypes"], linears)
 
@@ -75,9 +75,7 @@ def test_the_plan_and_its_evidence() -> None:
 
 def test_bytes_of_rows_are_the_packers() -> None:
     row = next(r for r in allocated()["rows"] if r["unit"] == UNIT)
-    assert row["bytes"] == linear_bytes(
-        "compressed-tensors", Format.model_validate(parse_format(row["format"])), (128, 256)
-    )
+    assert row["bytes"] == linear_bytes("compressed-tensors", read_format(row["format"]), (128, 256))
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:
@@ -202,8 +200,9 @@ KINDS = [get_args(spec.model_fields["kind"].annotation)[0] for spec in get_args(
 
 @pytest.mark.parametrize("allocator", KINDS)
 def test_every_allocator_runs_and_states_its_gap(allocator: str) -> None:
-    extra = {"high": "int6-g64", "low": "int2-g32"} if allocator == "rankcut" else {}
-    meta = allocated(allocator={"kind": allocator, **extra})
+    extra: dict[str, Any] = {"rankcut": {"high": "int6-g64", "low": "int2-g32"}, "uniform": {"format": "int3-g64"}}
+    extra["given"] = {"plan": allocated()["uniform"]}
+    meta = allocated(allocator={"kind": allocator, **extra.get(allocator, {})})
     evidence = meta["certificate"]
     assert evidence["allocator"] == allocator and evidence["proof"]
     best = allocated()["predicted_kl"]["plan"]
@@ -290,7 +289,7 @@ def test_tables_that_do_not_belong_together() -> None:
     fewer = Output(children={k: v for k, v in inputs["scores"].children.items() if k != f"{UNIT}/int8-row"})
     with pytest.raises(InputError, match="not of the same units"):
         allocated(inputs | {"scores": fewer})
-    with pytest.raises(InputError, match="units that the model lacks"):
+    with pytest.raises(InputError, match="the model has no such unit"):
         allocated(inputs | {"model": model(blocks=1)})
 
     def other_shape(name: str, meta: dict[str, Any]) -> None:
@@ -364,3 +363,64 @@ def test_every_field_of_the_spec_changes_the_result() -> None:
         allocated(pins=[{"units": UNIT, "formats": ["int8-row"]}]),
     ]
     assert all(canonical_json(other) != base for other in others)
+
+
+def test_a_candidate_under_another_name_is_refused() -> None:
+    """As when a unit is listed twice: the second entry says it is the first."""
+
+    def twice(name: str, meta: dict[str, Any]) -> None:
+        if name == "layers.1.mlp.down/int3-g32":
+            meta["unit"] = UNIT
+
+    with pytest.raises(InputError, match="which is there as well"):
+        allocated(changed(twice, "candidates"))
+
+
+def given_plan(**changes: str) -> dict[str, Any]:
+    plan = {**allocated()["plan"], **{name.replace("__", "."): fmt for name, fmt in changes.items()}}
+    return {"kind": "given", "plan": plan}
+
+
+def test_a_plan_that_is_given_is_taken_as_it_is_with_its_baselines() -> None:
+    best = allocated()
+    mine = given_plan(**{UNIT.replace(".", "__"): "int2-g32"})
+    meta = allocated(allocator=mine)
+    assert meta["plan"] == mine["plan"] and meta["uniform"] == best["uniform"] and meta["greedy"] == best["greedy"]
+    assert meta["certificate"]["bound"] <= best["predicted_kl"]["plan"] <= meta["predicted_kl"]["plan"]
+    assert meta["bytes"]["plan"] == exact_file(mine["plan"])
+    assert allocated(allocator=given_plan())["certificate"]["gap"] <= 0.02  # the bound is that of the relaxation
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ({"layers.9.mlp.down": "int3-g32"}, "unknown: layers.9.mlp.down"),
+        ({UNIT: None}, f"left out: {UNIT}"),
+        ({UNIT: "int5-g32"}, f"{UNIT}: int5-g32"),
+        ({"layers.0.mlp.gate_up": "int8-row", UNIT: "int8-row", "layers.1.mlp.down": "int8-row"}, "bytes, limit"),
+    ],
+)
+def test_a_plan_edited_by_hand_that_does_not_fit_is_refused(edit: dict[str, str | None], says: str) -> None:
+    plan = {unit: fmt for unit, fmt in {**allocated()["plan"], **edit}.items() if fmt is not None}
+    with pytest.raises(InputError, match=says) as error:
+        allocated(allocator={"kind": "given", "plan": plan})
+    assert "allocator.plan" in str(error.value)
+
+
+def test_a_given_plan_keeps_to_the_pins() -> None:
+    with pytest.raises(InputError, match="format not allowed"):
+        allocated(allocator=given_plan(), pins=[{"units": UNIT, "exclude": [allocated()["plan"][UNIT]]}])
+
+
+def test_a_uniform_allocator_takes_no_more_than_the_budget() -> None:
+    uniform = allocated(allocator={"kind": "uniform", "format": "int3-g64"})
+    assert set(uniform["plan"].values()) == {"int3-g64"}
+    with pytest.raises(InputError, match="does not fit the budget"):
+        allocated(allocator={"kind": "uniform", "format": "int8-row"})
+    with pytest.raises(InputError, match="not offered"):
+        allocated(allocator={"kind": "uniform", "format": "int5-g32"})
+
+
+def test_random_plans_differ_by_seed_and_by_nothing_else() -> None:
+    plans = [allocated(allocator={"kind": "random", "seed": seed})["plan"] for seed in (0, 0, 1)]
+    assert plans[0] == plans[1] != plans[2]

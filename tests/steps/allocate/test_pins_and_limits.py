@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from schemas.allocate import Pin
 from schemas.budget import Budget, Latency, PartLimit, Timing
 from schemas.errors import InputError
-from schemas.quantize import Format, parse_format
+from schemas.format import Format, read_format
 from steps.allocate.limits import achievable, byte_limits, check_budget, extremes
 from steps.allocate.pins import check_pins, matching
 from steps.allocate.preflight import check
 from steps.allocate.sizing import Sizing, check_group_sizes, exact_floor
+from steps.model.offers import Offer
 from steps.model.structure import units
 
 META = model().meta
@@ -25,10 +26,11 @@ UNITS = units(META["config"], META["shapes"])
 
 
 def fmt(name: str) -> Format:
-    return Format.model_validate(parse_format(name))
+    return read_format(name)
 
 
 OFFERED = [fmt(name) for name in FORMATS]
+G_FORMATS = [fmt("int4-g64"), fmt("int4-g32"), fmt("int4-g128")]
 
 
 def pin(units: str, **fields: Any) -> Pin:
@@ -94,11 +96,11 @@ def test_pins_that_say_nothing_or_cannot_be_compiled(bad: dict[str, Any]) -> Non
 def test_group_sizes_name_the_linears_and_what_fits() -> None:
     shapes = META["shapes"] | {"model.layers.1.mlp.down_proj.weight": [128, 96]}
     with pytest.raises(InputError, match="does not divide") as error:
-        check_group_sizes(units(META["config"], shapes), [fmt("int4-g64"), fmt("int4-g32"), fmt("int4-g128")])
+        check_group_sizes((u, G_FORMATS) for u in units(META["config"], shapes))
     assert "model.layers.1.mlp.down_proj (96 inputs)" in error.value.got
     assert "int4-g64" in error.value.got and "int4-g128" in error.value.got
     assert error.value.wanted.startswith("g32, row")
-    check_group_sizes(UNITS, OFFERED)
+    check_group_sizes((u, OFFERED) for u in UNITS)
 
 
 def sizing(names: tuple[str, ...] = FORMATS) -> Sizing:
@@ -180,7 +182,8 @@ def test_a_budget_says_something() -> None:
 
 
 def test_preflight_does_it_all() -> None:
-    arguments = (UNITS, OFFERED, "compressed-tensors", META["config"], META["shapes"], META["dtypes"])
+    offered = [Offer(u, tuple(OFFERED)) for u in UNITS]
+    arguments = (offered, "compressed-tensors", META["config"], META["shapes"], META["dtypes"])
     reach = check(*arguments, Budget(bits_per_weight=3.3), [pin("*.down", min_bits=4)])
     assert 2.5 < reach.linear_bits_per_weight[0] < 3.3 < reach.linear_bits_per_weight[1]
     with pytest.raises(InputError, match="no plan meets"):

@@ -11,7 +11,7 @@ from allocation import problem, realistic
 
 from schemas.allocate import ILP, Greedy, Lagrangian, RankCut, Waterfill
 from schemas.errors import InputError
-from schemas.quantize import Format
+from schemas.format import Affine
 from steps.allocate import core, greedy, random
 from steps.allocate.build import solve
 from steps.allocate.lagrangian import bound_of, relax
@@ -150,7 +150,7 @@ def test_waterfill_gives_equal_sensitivities_equal_bits() -> None:
     assert solve(given, Waterfill(kind="waterfill")).choice_U.tolist() == [2] * 5
 
 
-RANKCUT = RankCut(kind="rankcut", high=Format(bits=4, group_size="row"), low=Format(bits=2, group_size="row"))
+RANKCUT = RankCut(kind="rankcut", high=Affine(bits=4, group_size="row"), low=Affine(bits=2, group_size="row"))
 
 
 def test_rankcut_raises_the_most_damaged_and_stops_at_the_cut() -> None:

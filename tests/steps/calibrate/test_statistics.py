@@ -13,7 +13,7 @@ from schemas.errors import InputError
 from steps.calibrate import hessian
 from steps.calibrate.hessian import Hessian, spectrum
 from steps.calibrate.statistics import run
-from steps.model.structure import ORDER_GROUPS
+from steps.model.structure import order_groups
 from steps.model.windows import valid_NS
 from steps.step import Env, Output
 
@@ -48,7 +48,7 @@ def test_block_by_block_equals_hooks_on_the_whole_model(family: str, tokens: Out
     for k, result in enumerate(results):
         statistics = result["statistics"]
         assert statistics.meta["tokens"] == tokens.meta["tokens"]
-        for group in ORDER_GROUPS:
+        for group in order_groups(config, k):
             for member in group.members:
                 x_TI = seen[f"model.layers.{k}.{member}"]
                 expected = (2 / len(x_TI) * x_TI.T @ x_TI).float()
@@ -63,7 +63,7 @@ def test_block_by_block_equals_hooks_on_the_whole_model(family: str, tokens: Out
 
 def test_half_the_diagonal_is_the_mean_square(tiny_model: Output, tokens: Output) -> None:
     statistics = calibrated(tiny_model, tokens)[0]["statistics"].tensors
-    for group in ORDER_GROUPS:
+    for group in order_groups(tiny_model.meta["config"], 0):
         half = statistics[f"{group.name}.hessian"].diagonal() / 2
         torch.testing.assert_close(half, statistics[f"{group.name}.mean_square"], rtol=1e-5, atol=0)
 
@@ -156,3 +156,87 @@ def test_no_weight_is_touched(tokens: Output) -> None:
     before = {n: t.clone() for n, t in model.tensors.items()}
     calibrated(model, tokens)
     assert all(torch.equal(t, before[n]) for n, t in model.tensors.items())
+
+
+def test_the_last_block_has_what_head_and_embedding_see(tokens: Output) -> None:
+    config = tiny_config()
+    whole = tiny_transformer(config)
+    *others, last = calibrated(value_of(config, model_tensors(whole)), tokens)
+    x_TI = inputs_of_linears(whole, tokens)["lm_head"]
+    H_II = last["statistics"].tensors["lm_head.hessian"]
+    expected = (2 / len(x_TI) * x_TI.T @ x_TI).float()
+    torch.testing.assert_close(H_II, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    ids_T = tokens.tensors["ids_NS"][valid_NS(tokens)].long()
+    counted = {i: ids_T.tolist().count(i) / len(ids_T) for i in range(97)}
+    frequency_V = last["statistics"].tensors["embed_tokens.frequency"]
+    torch.testing.assert_close(frequency_V, torch.tensor([counted[i] for i in range(97)]))
+    assert last["statistics"].meta["groups"]["embed_tokens"] == {
+        "tokens": len(ids_T),
+        "rows_seen": len(set(ids_T.tolist())),
+    }
+    assert not any("lm_head.hessian" in other["statistics"].tensors for other in others)
+
+
+@torch.no_grad()
+def routed_inputs(model: Output, tokens: Output) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
+    """Per block, x_TI fp64 of gate_up and of down by expert path, from transformers' router and plain tensor maths."""
+    whole, valid = tiny_transformer(model.meta["config"]), valid_NS(tokens)
+    into: dict[int, torch.Tensor] = {}
+    for k, layer in enumerate(whole.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda _m, args, k=k: into.update({k: args[0][valid]}))
+    whole(input_ids=tokens.tensors["ids_NS"].long())
+    wide, narrow = list[dict[str, torch.Tensor]](), list[dict[str, torch.Tensor]]()
+    for k, layer in enumerate(whole.model.layers):
+        _, _, index_TK = layer.mlp.gate(into[k])
+        experts, wide_k, narrow_k = layer.mlp.experts, {}, {}
+        for e in range(experts.num_experts):
+            x_RD = into[k][(index_TK == e).any(-1)]
+            gate, up = (x_RD @ experts.gate_up_proj[e].T).chunk(2, dim=-1)
+            wide_k[f"experts.{e}"], narrow_k[f"experts.{e}"] = (
+                x_RD.double(),
+                (torch.nn.functional.silu(gate) * up).double(),
+            )
+        wide.append(wide_k)
+        narrow.append(narrow_k)
+    return wide, narrow
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_an_expert_sees_its_own_tokens_and_leans_on_its_layer(family: str, tokens: Output) -> None:
+    model = tiny_value(family)
+    wide, narrow = routed_inputs(model, tokens)
+    path = "block_sparse_moe" if family == "mixtral" else "mlp"
+    for k, result in enumerate(calibrated(model, tokens)):
+        statistics = result["statistics"]
+        pooled_II = 2 * sum(x.T @ x for x in wide[k].values()) / sum(len(x) for x in wide[k].values())
+        squares = (
+            2 * sum(float(x.square().sum()) for x in narrow[k].values()) / sum(x.numel() for x in narrow[k].values())
+        )
+        for e in wide[k]:
+            for kind, seen, shared_II in (
+                ("gate_up", wide[k][e], pooled_II),
+                ("down", narrow[k][e], squares * torch.eye(narrow[k][e].shape[1], dtype=torch.float64)),
+            ):
+                name, meta = f"{path}.{e}.{kind}", statistics.meta["groups"][f"{path}.{e}.{kind}"]
+                prior = seen.shape[1]
+                assert meta == {"tokens": len(seen), "own": len(seen) / (len(seen) + prior)}
+                expected = ((2 * seen.T @ seen + prior * shared_II) / (len(seen) + prior)).float()
+                scale = float(expected.abs().max())
+                torch.testing.assert_close(
+                    statistics.tensors[f"{name}.hessian"], expected, rtol=1e-4, atol=1e-5 * scale
+                )
+        assert statistics.meta["experts"]["experts"] == len(wide[k])
+        assert statistics.meta["experts"]["fewest"] == min(len(x) for x in wide[k].values())
+
+
+def test_an_expert_without_tokens_has_its_layers_hessian(tokens: Output) -> None:
+    model = tiny_value("qwen3_moe")
+    ids_NS = tokens.tensors["ids_NS"][:1, :2]
+    few = Output(tokens.meta, {"ids_NS": ids_NS, "lengths_N": torch.tensor([2]), "document_N": torch.tensor([0])})
+    statistics = calibrated(model, few)[1]["statistics"]
+    found = statistics.meta["experts"]
+    assert found["without"] >= 4 and found["fewest"] == 0  # 2 tokens, 2 experts each, of 8
+    unseen = [n for n, meta in statistics.meta["groups"].items() if meta["tokens"] == 0 and n.endswith("gate_up")]
+    H_II = [statistics.tensors[f"{n}.hessian"] for n in unseen]
+    assert all(torch.equal(H, H_II[0]) and torch.isfinite(H).all() and H.diagonal().min() > 0 for H in H_II)
+    assert statistics.meta["groups"][unseen[0]]["own"] == 0

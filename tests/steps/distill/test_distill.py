@@ -1,7 +1,8 @@
-"""Distillation: what may change, what must not, and that it never hurts."""
+"""Refinement: what may change, what must not, that it never hurts, and that a killed one ends in the same bytes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,26 +10,36 @@ import torch
 from models import tiny_tokens, tiny_value
 from selections import modified_transformer, representable, selection_of, units_of
 
-from schemas.distill import Distill
+from pipelines.methods.refine import refinement_of
+from schemas.distill import Distill, Training
 from schemas.errors import InputError
 from steps.distill import run as distill
-from steps.distill.objective import Teacher, held_out_kl, training_loss
-from steps.distill.parameters import FINAL_NORM, as_stored, student, tensors_of
+from steps.distill import train as training
+from steps.distill.relative import as_stored
 from steps.distill.schedule import split
+from steps.distill.student import FINAL_NORM, student, tensors_of
+from steps.distill.whole import Pair, WholeTask
+from steps.model.overlay import overlay
 from steps.model.positions import take
 from steps.model.stream import Stream
 from steps.model.whole import all_blocks
-from steps.quantize.qtensor import QuantizedTensor
+from steps.quantize.qtensor import from_value
 from steps.step import Env, Output
 from steps.verify.metrics import compare_chunk
 
-TOKENS = tiny_tokens(20, 16)
-SETTINGS: dict[str, Any] = {"steps": 12, "batch": 4, "learning_rate": 0.01, "warmup": 2, "check_every": 4}
+TOKENS = tiny_tokens(80, 16)
+SETTINGS: dict[str, Any] = {
+    "tokens": 12 * 8 * 16,
+    "batch": 8,
+    "held_out": 16,
+    "check_every": 4,
+    "rates": {"codes": 1e-2, "scales": 0.01, "norms": 0.01},
+}
 
 
-def trained(model: Output, selection: Output, **settings: Any) -> Output:
-    spec = Distill(step="distill", **(SETTINGS | settings))
-    return distill.run(spec, {"model": model, "selection": selection, "tokens": TOKENS}, Env())["selection"]
+def trained(model: Output, selection: Output, env: Env | None = None, **settings: Any) -> Output:
+    spec = Distill.model_validate({"step": "distill", **SETTINGS, **settings})
+    return distill.run(spec, {"model": model, "selection": selection, "tokens": TOKENS}, env or Env())["selection"]
 
 
 def mean_kl(model: Output, selection: Output, windows: list[int]) -> float:
@@ -42,34 +53,66 @@ def mean_kl(model: Output, selection: Output, windows: list[int]) -> float:
     return compare_chunk(original, changed, torch.zeros(len(original), dtype=torch.int64)).kl_P.double().mean().item()
 
 
+def same(first: Output, second: Output) -> bool:
+    """Equal children, tensor for tensor, and equal facts."""
+    return first.meta == second.meta and all(
+        torch.equal(tensor, second.children[unit].tensors[name])
+        for unit, child in first.children.items()
+        for name, tensor in child.tensors.items()
+    )
+
+
 @pytest.mark.parametrize(("family", "form"), [("llama", "int2-g32"), ("qwen3", "int3-row-asym")])
 def test_training_helps_and_what_is_reported_is_what_the_stored_tensors_do(family: str, form: str) -> None:
     model = tiny_value(family, dtype=torch.bfloat16)
     selection = selection_of(model, form)
     found = trained(model, selection)
-    facts, held_out = found.meta["distilled"], split(20, 0.2, 0)[1]
-    assert facts["kl_after"] < 0.95 * facts["kl_before"] and facts["step_kept"] > 0
-    assert facts["kl_before"] == pytest.approx(mean_kl(model, selection, held_out), rel=1e-4)
-    assert facts["kl_after"] == pytest.approx(mean_kl(model, found, held_out), rel=1e-4)
-    assert facts["kl_after"] == min(check["kl"] for check in facts["curve"])
+    facts, held_out = found.meta["distilled"], split(80, 16, 0)[1]
+    assert facts["after"] < 0.95 * facts["before"] and facts["step_kept"] > 0 and facts["difference"]["high"] < 0
+    assert facts["before"] == pytest.approx(mean_kl(model, selection, held_out), rel=1e-4)
+    assert facts["after"] == pytest.approx(mean_kl(model, found, held_out), rel=1e-4)
+    assert facts["after"] == min(check["held_out"] for check in facts["curve"])
     assert [check["step"] for check in facts["curve"]] == [0, 4, 8, 12]
+    assert facts["tokens"] == 1536 and facts["passes"] == 96 / 64 and "used 1.5 times" in " ".join(facts["notes"])
 
 
-def test_codes_formats_and_bytes_stay_and_dtypes_are_those_of_the_file() -> None:
+RATES = {"latent": 0.03, "autoround": 0.03, "discquant": 0.3, "pdquant": 0.5, "bitdistiller": 0.01}
+"""Large ones: a tiny model is trained for a few steps."""
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_every_row_refines_codes_within_format_and_bytes(name: Any) -> None:
     model = tiny_value(dtype=torch.bfloat16)
     names = ["int2-g32", "int4-row", "int3-g32-asym", "int2-row-sym"]
     selection = selection_of(model, {u.name: names[i % 4] for i, u in enumerate(units_of(model))})
-    found = trained(model, selection)
+    row = refinement_of(name).model_dump()
+    trains = [part for part, rate in row["rates"].items() if isinstance(rate, float)]
+    row |= {"batch": 8, "held_out": 16, "check_every": 8, "tokens": 32 * 8 * 16}
+    row["rates"] = {part: RATES[name] if part == "codes" else 0.01 for part in trains}
+    found = trained(model, selection, **row)
+    facts, changed = found.meta["distilled"], 0
+    assert facts["after"] < facts["before"] and facts["step_kept"] > 0
     assert found.meta["plan"] == selection.meta["plan"]
     for unit, child in selection.children.items():
         assert found.children[unit].meta == child.meta
-        for name, tensor in child.tensors.items():
-            other = found.children[unit].tensors[name]
+        assert set(found.children[unit].tensors) == set(child.tensors)
+        for part, tensor in child.tensors.items():
+            other = found.children[unit].tensors[part]
             assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
-            assert torch.equal(other, tensor) != name.endswith(".scale")
-    norms = found.children["norms"].tensors
-    assert set(norms) == {name for name in model.tensors if name.endswith("norm.weight")}
+            changed += part.endswith(".codes") and not torch.equal(other, tensor)
+    assert changed
+    norms = found.children["norms"].tensors if "norms" in found.children else {}
     assert all(tensor.dtype == torch.bfloat16 for tensor in norms.values())
+
+
+def test_fixed_codes_stay() -> None:
+    model = tiny_value(dtype=torch.bfloat16)
+    selection = selection_of(model, "int3-g32-asym")
+    found = trained(model, selection, rates={"scales": 0.01, "norms": 0.01})
+    for unit, child in selection.children.items():
+        for name, tensor in child.tensors.items():
+            assert torch.equal(found.children[unit].tensors[name], tensor) != name.endswith(".scale")
+    assert set(found.children["norms"].tensors) == {name for name in model.tensors if name.endswith("norm.weight")}
 
 
 def test_equal_seeds_give_equal_bytes_and_no_global_generator_is_touched() -> None:
@@ -81,33 +124,76 @@ def test_equal_seeds_give_equal_bytes_and_no_global_generator_is_touched() -> No
     state = torch.random.get_rng_state()
     second = trained(model, selection)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert first.meta == second.meta != trained(model, selection, seed=1).meta
-    for unit, child in first.children.items():
-        assert all(torch.equal(tensor, second.children[unit].tensors[n]) for n, tensor in child.tensors.items())
+    assert same(first, second)
+    assert first.meta != trained(model, selection, seed=1).meta
+
+
+@pytest.mark.parametrize("scope", ["whole", "blocks"])
+def test_a_killed_training_goes_on_where_it_was_and_ends_in_the_same_bytes(scope: str, tmp_path: Path) -> None:
+    model = tiny_value()
+    selection = selection_of(model, "int2-g32")
+    row: dict[str, Any] = {"check_every": 2}
+    if scope == "blocks":
+        row |= {"scope": {"kind": "blocks", "width": 2}, "objective": [{"kind": "outputs"}]}
+    whole = trained(model, selection, **row)
+    steps: list[int] = []
+
+    def killed(done: int, total: int, what: str) -> None:
+        steps.append(done)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(model, selection, Env(progress=killed, resume=tmp_path), **row)
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "training.safetensors" if scope == "whole" else "blocks-0.safetensors"
+    ]
+    after: list[int] = []
+    again = Env(progress=lambda done, total, what: after.append(done), resume=tmp_path)
+    assert same(whole, trained(model, selection, again, **row))
+    assert after[0] == 5, "saved after 4 steps: two checks of two steps"
+
+
+def test_a_damaged_state_costs_time_only(tmp_path: Path) -> None:
+    model = tiny_value()
+    selection = selection_of(model, "int2-g32")
+    (tmp_path / "training.safetensors").write_bytes(b"\0" * 100)
+    assert same(trained(model, selection), trained(model, selection, Env(resume=tmp_path)))
 
 
 def test_no_better_means_unchanged() -> None:
     model = tiny_value()
     selection = selection_of(model, "int3-g32")
     exact = representable(model, selection)
-    for source, settings in ((model, {"steps": 0}), (exact, {"learning_rate": 0.05})):
+    wild = {"rates": {"codes": 1.0, "scales": 0.5}}
+    for source, settings in ((exact, SETTINGS), (model, SETTINGS | wild)):
         found = trained(source, selection, **settings)
         facts = found.meta["distilled"]
-        assert facts["step_kept"] == 0 and facts["kl_after"] == facts["kl_before"]
+        assert facts["step_kept"] == 0 and facts["after"] == facts["before"]
+        assert "kept its input" in facts["notes"][0]
         assert found.children == selection.children
+
+
+def test_it_stops_when_the_held_out_windows_get_no_better() -> None:
+    model = tiny_value()
+    selection = selection_of(model, "int3-g32")
+    wild = {"rates": {"codes": 1.0, "scales": 0.5}, "check_every": 1, "patience": 3}
+    facts = trained(model, selection, **wild).meta["distilled"]
+    assert facts["steps"] == 3 and "stopped after 3 of 12 steps" in " ".join(facts["notes"])
 
 
 def test_training_again_starts_from_the_given_norms() -> None:
     model = tiny_value()
     once = trained(model, selection_of(model, "int2-g32"))
     twice = trained(model, once)
-    assert twice.meta["distilled"]["kl_before"] == once.meta["distilled"]["kl_after"]
+    assert twice.meta["distilled"]["before"] == once.meta["distilled"]["after"]
 
 
-def test_divergence_stops_with_step_and_learning_rate() -> None:
+def test_divergence_stops_with_step_and_learning_rates() -> None:
     model = tiny_value()
-    with pytest.raises(InputError, match=r"diverged\n.*step \d+, learning rate \d\.\d+e\+\d\d"):
-        trained(model, selection_of(model, "int3-g32"), learning_rate=1e30, warmup=0)
+    wild = {"rates": {"scales": 1e30}, "schedule": {"warmup": 0}}
+    with pytest.raises(InputError, match=r"diverged\n.*step \d+, learning rates scales \d\.?\d*e\+\d\d"):
+        trained(model, selection_of(model, "int3-g32"), **wild)
 
 
 def test_too_few_windows_and_too_little_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,48 +206,66 @@ def test_too_few_windows_and_too_little_memory_are_refused(monkeypatch: pytest.M
         trained(model, inputs["selection"])
 
 
+def test_formats_without_codes_and_scales_are_refused_by_name() -> None:
+    from schemas.format import Ggml
+    from steps.quantize.qtensor import item_meta
+
+    model = tiny_value()
+    unit = units_of(model)[0]
+    members = {name: {"shape": list(shape)} for name, shape in zip(unit.members, unit.shapes, strict=True)}
+    blocks = {
+        f"{name}.blocks": torch.zeros(o, i // 32, 18, dtype=torch.uint8)
+        for name, (o, i) in zip(unit.members, unit.shapes, strict=True)
+    }
+    selection = Output(children={unit.name: Output(item_meta(unit.name, Ggml(type="q4_0"), members), blocks)})
+    with pytest.raises(InputError, match="training"):
+        student(None, model, selection, [0], False, "cpu")
+
+
+def _whole(model: Output, selection: Output, spec: Training | None) -> WholeTask:
+    stream = Stream(model)
+    pair = Pair(stream, Stream(overlay(model, selection)), all_blocks(stream))
+    trainee = student(spec, model, selection, range(stream.blocks), True, "cpu")
+    terms = Distill(step="distill").objective
+    return WholeTask(terms, pair, trainee, trainee, TOKENS, [0, 1])  # type: ignore[arg-type]
+
+
 def test_gradients_equal_finite_differences() -> None:
     """Of the training loss by one scale's and one norm's delta; fp32 files, so that nothing is rounded on the way."""
     model = tiny_value()
-    selection = selection_of(model, "int3-g32-asym")
-    parameters = student(model, selection, "cpu")
-    name = "model.layers.1.mlp.up_proj.weight"
-    scale = parameters.matrices[name].scale_OG
+    task = _whole(model, selection_of(model, "int3-g32-asym"), Distill(step="distill"))
+    scale = task.student.matrices["model.layers.1.mlp.up_proj"].scale_OG
     object.__setattr__(scale, "dtype", torch.float32)
-    stream = Stream(model)
-    teacher, part = Teacher(stream, all_blocks(stream)), take(TOKENS, [0, 3])
-    training_loss(teacher, parameters, part).backward()
-    for delta in (scale.delta_X, parameters.norms[FINAL_NORM].delta_X):
-        assert delta.grad is not None
+    task.loss([0, 3]).backward()
+    for delta in (scale.delta_X, task.student.vectors[FINAL_NORM].delta_X):
+        assert delta is not None and delta.grad is not None
         at = delta.grad.abs().flatten().argmax()
         sides = []
         for sign in (1, -1):
             with torch.no_grad():
                 delta.view(-1)[at] = sign * 1e-2
-                sides.append(training_loss(teacher, parameters, part).item())
+                sides.append(task.loss([0, 3]).item())
                 delta.view(-1)[at] = 0
         assert (sides[0] - sides[1]) / 2e-2 == pytest.approx(delta.grad.view(-1)[at].item(), rel=0.02)
 
 
-def test_the_start_is_the_input_bit_for_bit() -> None:
+@pytest.mark.parametrize("start", ["codes", "cell"])
+def test_the_start_is_the_input_bit_for_bit(start: str) -> None:
     model = tiny_value(dtype=torch.bfloat16)
     selection = selection_of(model, "int5-g32-asym")
-    parameters = student(model, selection, "cpu")
+    spec = Distill.model_validate({"step": "distill", "codes": {"kind": "ste", "start": start}})
+    task = _whole(model, selection, spec)
     for child in selection.children.values():
         for member in child.meta["members"]:
-            expected = QuantizedTensor.from_value(child, member).dequantize()
-            assert torch.equal(parameters.matrices[f"{member}.weight"].weight(), expected)
-            assert torch.equal(tensors_of(parameters)[f"{member}.weight"], child.tensors[f"{member}.scale"])
-    assert held_out_of(model, parameters) > 0
+            expected = from_value(child, member).dequantize()
+            for hard in (True, False):
+                assert torch.equal(task.student.matrices[member].weight(hard), expected)
+        for name, tensor in child.tensors.items():
+            assert torch.equal(tensors_of(task.student)[name], tensor)
+    assert training.mean(task.measure(task.student)) > 0
 
 
-def held_out_of(model: Output, parameters: Any) -> float:
-    stream, part = Stream(model), take(TOKENS, [0, 1])
-    teacher = Teacher(stream, all_blocks(stream))
-    return held_out_kl(teacher, parameters, [part], [teacher.hidden(part)])
-
-
-def test_rounding_passes_gradients_straight_through() -> None:
+def test_stored_values_pass_gradients_straight_through() -> None:
     value = torch.tensor([1.001, -3.3], requires_grad=True)
     stored = as_stored(value, torch.bfloat16)
     assert torch.equal(stored, value.detach().bfloat16().float())

@@ -1,4 +1,4 @@
-"""Which windows are trained on, with which learning rate, and how much memory it takes."""
+"""Which windows are trained on, at what share of the learning rate, and how much memory it takes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import itertools
 import pytest
 from models import tiny_value
 
+from schemas.distill import Distill, Rates, Schedule
 from schemas.errors import InputError
-from steps.distill.memory import available_bytes, check_fits, training_bytes
-from steps.distill.schedule import learning_rate, split, training_batches
+from steps.distill.memory import available_bytes, block_bytes, check_fits, training_bytes
+from steps.distill.schedule import share, split, steps_of, windows_of
 
 
-@pytest.mark.parametrize(("windows", "held_out", "kept"), [(2, 0.01, 1), (2, 0.99, 1), (10, 0.2, 2), (7, 0.5, 4)])
-def test_split_is_a_partition_with_both_sides(windows: int, held_out: float, kept: int) -> None:
+@pytest.mark.parametrize(("windows", "held_out", "kept"), [(2, 1, 1), (2, 9, 1), (10, 2, 2), (10, 9, 2), (500, 24, 24)])
+def test_split_is_a_partition_with_both_sides(windows: int, held_out: int, kept: int) -> None:
     train, out = split(windows, held_out, seed=0)
     assert sorted(train + out) == list(range(windows))
     assert len(out) == kept
@@ -21,19 +22,23 @@ def test_split_is_a_partition_with_both_sides(windows: int, held_out: float, kep
 
 
 def test_every_window_is_used_once_before_any_is_used_again() -> None:
-    train, out = split(25, 0.2, seed=1)
-    used = list(itertools.chain(*training_batches(train, 6, 10)))
+    train, out = split(25, 5, seed=1)
+    used = list(itertools.chain(*(windows_of(step, 6, train) for step in range(1, 11))))
     assert len(used) == 60 and not set(used) & set(out)
     assert used[:20] == train and used[20:40] == train
-    assert [len(batch) for batch in training_batches([1, 2], 8, 3)] == [2, 2, 2]
+    assert [len(windows_of(step, 8, [1, 2])) for step in (1, 2)] == [2, 2]
 
 
-def test_learning_rate_warms_up_to_its_peak_and_falls_to_nothing() -> None:
-    rates = [learning_rate(step, 50, 5, 1e-3) for step in range(1, 51)]
-    assert max(rates) == rates[5] == 1e-3
-    assert rates[:6] == sorted(rates[:6]) and rates[5:] == sorted(rates[5:], reverse=True)
-    assert 0 < rates[-1] < 2e-6
-    assert [learning_rate(step, 2, 5, 1.0) for step in (1, 2)] == [1 / 6, 2 / 6]
+def test_a_token_budget_is_spent_in_whole_steps_and_never_exceeded() -> None:
+    assert [steps_of(Distill(step="distill", tokens=t, batch=4), 16) for t in (1, 64, 127, 128)] == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_the_rate_warms_up_to_its_peak_and_falls(shape: str) -> None:
+    rates = [share(step, 50, Schedule.model_validate({"warmup": 0.1, "shape": shape})) for step in range(1, 51)]
+    assert max(rates) == rates[5] == 1 and rates[:6] == sorted(rates[:6])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert (rates[-1] == 1) if shape == "constant" else (0 < rates[-1] < 0.03)
 
 
 def test_memory_is_counted_by_hand() -> None:
@@ -43,14 +48,19 @@ def test_memory_is_counted_by_hand() -> None:
         "model.layers.0.mlp.up_proj.weight": (8, 4),
         "model.norm.weight": (4,),
     }
-    by_hand = 4 * (40 + 32 + 4) + 10 * 32 + 4 * 5 * (2 * (16 * 4 + 4 * 8) + 4 * 10)
-    assert training_bytes(config, shapes, 5) == by_hand
-    with pytest.raises(InputError, match=f"wanted: {by_hand} bytes"):
-        check_fits(by_hand, by_hand - 1, "tiny")
-    check_fits(by_hand, by_hand, "tiny")
-    check_fits(by_hand, None, "tiny")
+    meta = {"config": config, "shapes": shapes}
+    activations = 2 * (16 * 4 + 4 * 8) + 4 * 10
+    fixed = Distill(step="distill", rates=Rates(scales=1e-3))
+    signs = Distill.model_validate({"step": "distill", "optimizer": {"kind": "sign"}})
+    for spec, per_weight in ((fixed, 12), (signs, 20), (Distill(step="distill"), 28)):
+        assert training_bytes(spec, meta, 5) == 4 * (40 + 32 + 4) + per_weight * 32 + 4 * 5 * activations
+    by_block = 32 * (8 + 12) + 4 * (5 * (16 * 4 + 4 * 8) + 3 * 100 * 4)
+    assert block_bytes(fixed, meta, 0, 5, 100) == by_block
+    with pytest.raises(InputError, match=f"wanted: {by_block} bytes"):
+        check_fits(by_block, by_block - 1, "tiny")
+    check_fits(by_block, by_block, "tiny")
+    check_fits(by_block, None, "tiny")
 
 
 def test_a_tiny_model_fits_here() -> None:
-    model = tiny_value()
-    check_fits(training_bytes(model.meta["config"], model.meta["shapes"], 64), available_bytes("cpu"), "tiny")
+    check_fits(training_bytes(Distill(step="distill"), tiny_value().meta, 64), available_bytes("cpu"), "tiny")

@@ -11,7 +11,7 @@ from selections import selection_of
 
 from schemas.errors import InputError
 from steps.model.overlay import overlay
-from steps.quantize.qtensor import QuantizedTensor
+from steps.quantize.qtensor import from_value
 from steps.step import Output
 
 
@@ -26,7 +26,7 @@ def test_quantized_linears_and_norms_are_the_selections_and_the_rest_is_the_mode
     for name in set(model.tensors) - {"model.norm.weight"}:
         own = model.tensors[name]
         if name in members:
-            own = QuantizedTensor.from_value(members[name], name.removesuffix(".weight")).dequantize()
+            own = from_value(members[name], name.removesuffix(".weight")).dequantize()
         assert torch.equal(seen[name], own)
 
 

@@ -86,10 +86,11 @@ def test_streamed_logits_follow_the_configuration(family: str, changes: dict[str
 
 
 @torch.no_grad()
-def test_weights_read_from_disk_in_bf16_give_transformers_logits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen2", "mixtral", "qwen2_moe", "qwen3_moe"])
+def test_weights_read_from_disk_in_bf16_give_transformers_logits(family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = tiny_value("qwen2", tied=True, dtype=torch.bfloat16)
+    model = tiny_value(family, tied=True, dtype=torch.bfloat16)
     folder = write_model(tmp_path / "m", model, shards=2)
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids_NS = tiny_tokens(ragged=False).tensors["ids_NS"]

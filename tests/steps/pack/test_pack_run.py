@@ -20,15 +20,17 @@ from safetensors.torch import load_file
 from selections import fmt, modified_transformer
 
 from schemas.errors import InputError
-from schemas.pack import Pack
+from schemas.pack import Pack, PackFormat
 from steps.model.structure import units
 from steps.pack import run as pack
-from steps.pack.quantization_config import quantization_config, refusals
+from steps.pack.engines import refusals
+from steps.pack.quantization_config import quantization_config
 from steps.pack.sizes import file_bytes, linear_bytes, plan_linears
 from steps.step import Env, Output
 
 MIXED = ("int3-g32", "int2-row", "int4-g64-sym", "int5-row-sym", "int8-g128", "int6-g32", "int4-g64")
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+CT: PackFormat = "compressed-tensors"
 ODD = {"hidden_size": 40, "intermediate_size": 72, "head_dim": 10}
 
 
@@ -135,6 +137,21 @@ def test_one_group_per_stored_format_with_every_linear_in_exactly_one() -> None:
     assert all(w["symmetric"] and "actorder" not in w for w in weights)
 
 
+def test_codes_chosen_in_order_of_activation_are_said_to_be() -> None:
+    from compressed_tensors.quantization import QuantizationConfig
+
+    linears = {"a": fmt("int4-g64"), "b": fmt("int4-g64"), "c": fmt("int3-row")}
+    config = quantization_config(linears, {"b", "c"})
+    groups = config["config_groups"].values()
+    assert [(g["targets"], g["weights"].get("actorder")) for g in groups] == [
+        (["c"], "static"),
+        (["a"], None),
+        (["b"], "static"),
+    ]
+    read = QuantizationConfig.model_validate(config)
+    assert [g.weights.actorder for g in read.config_groups.values()] == ["static", None, "static"]
+
+
 def test_what_would_not_load_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     model = tiny_value()
     with pytest.raises(InputError, match=r"(?s)int4-g32-asym.*use int4-g32"):
@@ -145,11 +162,11 @@ def test_what_would_not_load_is_refused_before_anything_is_written(tmp_path: Pat
 def test_refusals_name_the_unit_a_group_size_does_not_fit_and_foreign_configs() -> None:
     model = tiny_value(hidden_size=32, intermediate_size=96, head_dim=8)
     listed = units(model.meta["config"], model.meta["shapes"])
-    assert refusals([fmt("int4-g32"), fmt("int4-row")], {"dtype": "float16"}, listed) == []
-    (reason,) = refusals([fmt("int4-g64")], {}, listed)
-    assert "64 does not divide 32 columns of layers.0.self_attn.qkv" in reason
-    assert "float64" in refusals([], {"torch_dtype": "float64"})[0]
-    assert "already" in refusals([], {"quantization_config": {}})[0]
+    assert refusals(CT, [fmt("int4-g32"), fmt("int4-row")], {"dtype": "float16"}, listed) == []
+    (reason,) = refusals(CT, [fmt("int4-g64")], {}, listed)
+    assert "64 does not divide 32 columns of model.layers.0.self_attn.q_proj" in reason
+    assert "float64" in refusals(CT, [], {"torch_dtype": "float64"})[0]
+    assert "already" in refusals(CT, [], {"quantization_config": {}})[0]
 
 
 def test_a_selection_of_another_model_or_dtype_is_refused(tmp_path: Path) -> None:

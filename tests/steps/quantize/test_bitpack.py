@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.quantize import Bits
+from schemas.format import Bits
 from steps.ops.bitpack import pack_rows, unpack_rows
 
 

@@ -14,7 +14,7 @@ from schemas.errors import InputError
 from schemas.quantize import Fit, QuantizeUnit, Rounding, Solver
 from steps.ops.cholesky import FactorError
 from steps.quantize.grids.affine import GridParams
-from steps.quantize.qtensor import QuantizedTensor
+from steps.quantize.qtensor import from_value
 from steps.quantize.unit import run
 from steps.step import Env, Output
 
@@ -37,7 +37,7 @@ def test_every_rounding_ends_in_quantized_tensors(name: str, rounding: Rounding)
     assert all(t.device.type == "cpu" and t.is_contiguous() for t in item.tensors.values())
     H_II = inputs["statistics"].tensors["m.hessian"]
     for member, shape in zip(item.meta["members"], QKV, strict=True):
-        q, facts = QuantizedTensor.from_value(item, member), item.meta["members"][member]
+        q, facts = from_value(item, member), item.meta["members"][member]
         W_OI = inputs["model"].tensors[f"{member}.weight"].float()
         assert q.shape == shape == tuple(facts["shape"]) and q.scale_OG.dtype == torch.bfloat16
         exact = proxy(W_OI, H_II, q.codes_OI, GridParams(q.format, q.scale_OG, q.zero_point_OG))
@@ -102,4 +102,4 @@ def test_a_dead_or_empty_layer_is_reported_and_safe() -> None:
     members = list(item.meta["members"].values())
     assert [m["dead_inputs"] for m in members] == [1, 1, 1]
     assert members[2]["loss"] == members[2]["relative_error"] == 0
-    assert not QuantizedTensor.from_value(item, "model.layers.3.m2").dequantize().any()
+    assert not from_value(item, "model.layers.3.m2").dequantize().any()

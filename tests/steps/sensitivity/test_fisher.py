@@ -17,7 +17,7 @@ from schemas.errors import InputError
 from schemas.sensitivity import Fisher, KLProbe
 from steps.calibrate import reference
 from steps.model.overlay import dequantized
-from steps.sensitivity import fisher, kl_probe
+from steps.sensitivity import backward, fisher, kl_probe
 from steps.step import Env, Output
 
 FORMATS = ("int2-g32", "int3-row-asym", "int4-g32", "int8-g32")
@@ -52,7 +52,7 @@ def oracle(model: Output, candidate: Output, tokens: Output, labels: torch.Tenso
 def test_equals_explicit_autograd_for_given_labels(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = tiny_value(family), tiny_tokens(5, 12)
     labels = torch.arange(int(tokens.tensors["lengths_N"].sum()) - 5) * 7 % 97
-    monkeypatch.setattr(fisher, "draw_labels", lambda p_PV, samples, generator: labels[:, None])
+    monkeypatch.setattr(backward, "draw_labels", lambda p_PV, samples, generator: labels[:, None])
     candidates = candidates_of(model, "int3-g32")
     found = scores(model, candidates, tokens, batch=5)
     assert list(found.children) == list(candidates.children)

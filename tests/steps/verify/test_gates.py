@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.report import Contrast, Interval
+from schemas.report import Contrast, ExpertCoverage, Interval
 from schemas.verify import Gates
 from steps.step import Output
+from steps.verify.experts import expert_coverage
 from steps.verify.gates import Facts, judge, largest_damping
 
 
@@ -27,6 +28,33 @@ FACTS = Facts(
     has_uniform=True,
 )
 GATES = Gates(max_kl=0.1, max_bytes=100, max_damping=0.1)
+
+
+def coverage(fewest: int) -> ExpertCoverage:
+    return ExpertCoverage(experts=4, without_tokens=int(fewest == 0), fewest=fewest, median=9, least_own=0.1)
+
+
+def test_an_expert_that_saw_too_little_fails_where_that_is_asked() -> None:
+    asked = Gates(min_expert_tokens=5)
+    for fewest, passed in ((4, False), (5, True)):
+        rows = {row.name: row for row in judge(asked, replace(FACTS, experts=coverage(fewest)))}
+        assert rows["min_expert_tokens"].passed is passed and rows["min_expert_tokens"].value == fewest
+    assert "min_expert_tokens" not in {row.name for row in judge(asked, FACTS)}  # a dense model has none
+    assert "min_expert_tokens" not in {row.name for row in judge(GATES, replace(FACTS, experts=coverage(0)))}
+
+
+def test_expert_coverage_counts_experts_not_matrices() -> None:
+    def item(**members: dict[str, float]) -> Output:
+        return Output({"members": {f"model.layers.0.mlp.experts.{name}": facts for name, facts in members.items()}})
+
+    items = {
+        "a": item(**{"0.gate_proj": {"tokens": 8, "own": 0.5}, "0.up_proj": {"tokens": 8, "own": 0.5}}),
+        "b": item(**{"1.down_proj": {"tokens": 0, "own": 0.0}}),
+        "c": Output({"members": {"model.layers.0.mlp.shared_expert.down_proj": {"tokens": 99}}}),
+    }
+    found = expert_coverage(items)
+    assert found == ExpertCoverage(experts=2, without_tokens=1, fewest=0, median=8, least_own=0.0)
+    assert expert_coverage({"c": items["c"]}) is None
 
 
 def test_everything_at_its_limit_passes() -> None:

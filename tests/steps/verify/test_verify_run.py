@@ -39,7 +39,7 @@ def build(folder: Path, dtype: torch.dtype, *, tied: bool, norms: bool = False) 
     selection = selection_of(model, names)
     if norms:
         trained = {"model.norm.weight": 1.01 * model.tensors["model.norm.weight"].float()}
-        meta = {**selection.meta, "distilled": {"kl_before": 2.0, "kl_after": 1.0, "step_kept": 1, "tokens": 9}}
+        meta = {**selection.meta, "distilled": {"before": 2.0, "after": 1.0, "step_kept": 1, "tokens": 9}}
         selection = Output(meta, children={**selection.children, "norms": Output(tensors=trained)})
     tokens = tiny_tokens(12, 16, documents=6)
     env = Env(scratch=folder)

@@ -1,0 +1,114 @@
+"""`bitsmith verify`: is a packed folder what was built, and does it measure what its build says?"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.commands.run import write_json
+from pipelines.graph import Bound
+from pipelines.origins import Found, open_origins
+from pipelines.recorded import Recorded, lost, reopen
+from pipelines.run import Place, device_of
+from pipelines.settings import Settings, settings
+from pipelines.sources import open_source_model, open_source_text
+from schemas.calibrate import ModelSource, TextSource
+from schemas.errors import InputError
+from schemas.verify import Verify
+from steps.step import Env, Value
+from steps.verify.integrity import check_folder
+from steps.verify.show import lines
+from store.errors import Unavailable
+
+DIFFERENT = 1
+TOLERANCE = 0.01
+"""Relative difference from the recorded KL that another machine's order of summation may make, and more."""
+
+
+def verify(options: argparse.Namespace) -> int:
+    """0 when the folder is sound and measures what is recorded, 1 when it measures something else."""
+    folder = Path(options.what).expanduser()
+    folder = folder.parent if folder.is_file() else folder
+    if (options.model is None) != (options.text is None):
+        raise InputError("measuring takes a model and a text", wanted="--model and --text, or neither")
+    where = settings(options.store)
+    found: dict[str, Any] = {"folder": str(folder), "sound": asdict(check_folder(folder))}
+    if not options.quick:
+        found |= _measure(options, folder, where)
+    print("\n".join([*lines(found), *_said(found)]))
+    if options.json is not None:
+        write_json(options.json, found)
+    return 0 if found.get("as_recorded", True) else DIFFERENT
+
+
+def _measure(options: argparse.Namespace, folder: Path, where: Settings) -> dict[str, Any]:
+    """Against the original that is named, else against that of the build which packed the folder, if it is known."""
+    from steps.verify.folder import measure_folder, tokens_of
+
+    device = device_of(options.device)
+    with tempfile.TemporaryDirectory(prefix="bitsmith-verify-") as scratch:
+        env = Env(device=device, scratch=Path(scratch))
+        if options.model is not None:
+            model = open_source_model(ModelSource(step="model", source=options.model), where.cache)
+            text = open_source_text(TextSource(step="text", source=options.text), where.cache)
+            tokens = tokens_of(model, text, options.length, options.windows, env)
+            return {"measured": measure_folder(folder, model, tokens, env)}
+        known = _known(folder, where)
+        if known is None:
+            return {"note": "not measured: no build in the store packed this; name --model and --text"}
+        recorded, inputs, kl = known
+        try:
+            measured = measure_folder(
+                folder,
+                inputs["model"],
+                inputs["tokens"],
+                env,
+                reference=inputs["reference"],
+                selection=inputs["selection"],
+            )
+        except Unavailable as error:
+            raise lost(error) from error
+    difference = abs(measured["mixed"]["kl"]["value"] - kl) / max(kl, 1e-9)
+    same = difference <= TOLERANCE and not measured["different"]
+    return {"measured": measured, "build": recorded.report.build_digest, "recorded_kl": kl, "as_recorded": same}
+
+
+def _known(folder: Path, where: Settings) -> tuple[Recorded, Mapping[str, Value], float] | None:
+    """The build that packed a folder, what its verify node was handed, and the KL that it found."""
+    try:
+        origins = open_origins(where.store)
+        found: Found = origins.find(str(folder))
+    except InputError:
+        return None
+    if found.build is None:
+        return None
+    recorded = reopen(found.build, origins.store, Place("cpu", where.cache))
+    verifier = _verifier(recorded, found.digest)
+    inputs = recorded.runner.handles(verifier, recorded.outputs)
+    verdict = origins.meta(recorded.outputs[verifier.id]["verdict"])
+    return recorded, inputs, float(verdict["metrics"]["mixed"]["kl"]["value"])
+
+
+def _verifier(recorded: Recorded, packed: str) -> Bound:
+    """The node that measured this packed artifact."""
+    for bound in recorded.runner.bound:
+        if isinstance(bound.node.spec, Verify):
+            node, port = bound.inputs["packed"]
+            if recorded.outputs[node][port] == packed:
+                return bound
+    raise InputError("the build did not measure this file", where=recorded.report.build_digest[:12])
+
+
+def _said(found: Mapping[str, Any]) -> list[str]:
+    if "note" in found:
+        return [str(found["note"])]
+    if "recorded_kl" not in found:
+        return []
+    different = found["measured"]["different"]
+    weights = f"{len(different)} loaded weights differ: {different[0]}" if different else "every loaded weight is equal"
+    verdict = "as recorded" if found["as_recorded"] else "NOT as recorded"
+    return [f"{verdict}: KL {found['recorded_kl']:.5f} in build {found['build'][:12]}; {weights}"]

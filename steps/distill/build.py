@@ -1,0 +1,46 @@
+"""From spec to part: the one place that knows which function carries out which training spec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+import torch
+
+from schemas.distill import Adam, Annealed, Box, Codes, Offsets, SignDescent, StraightThrough
+from steps.distill.codes.annealed import annealed
+from steps.distill.codes.box import box
+from steps.distill.codes.code import Code, Grid
+from steps.distill.codes.fixed import fixed
+from steps.distill.codes.offsets import offsets
+from steps.distill.codes.straight_through import straight_through
+from steps.distill.sign import SignOptimizer
+
+
+def build_code(spec: Codes | None, grid: Grid) -> Code:
+    """The parametrisation of one matrix's codes; None keeps them."""
+    match spec:
+        case None:
+            return fixed(grid)
+        case StraightThrough():
+            return straight_through(spec, grid)
+        case Box():
+            return box(spec, grid)
+        case Annealed():
+            return annealed(spec, grid)
+        case Offsets():
+            return offsets(spec, grid)
+        case _:
+            assert_never(spec)
+
+
+def build_optimizer(spec: Adam | SignDescent, variables: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+    """One parameter group per variable, in order; learning rates are set before every step."""
+    groups = [{"params": [variable]} for variable in variables]
+    match spec:
+        case Adam():
+            return torch.optim.Adam(groups, lr=0.0, betas=(spec.beta1, spec.beta2), fused=True)
+        case SignDescent():
+            return SignOptimizer(groups)
+        case _:
+            assert_never(spec)

@@ -1,0 +1,76 @@
+"""A training's state on disk, so that a killed run goes on where it was and ends in the same bytes.
+
+One safetensors file, replaced whole: variables, the optimizer's moments, the best tensors so far, and the facts as JSON
+in its metadata. Where there is no folder for it, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+Rows = list[dict[str, float]]
+
+
+@dataclass
+class Progress:
+    """How far a training is. `best_rows` and `best` are of step `best_step`; step 0 is the input, with no tensors."""
+
+    step: int = 0
+    seen: int = 0
+    best_step: int = 0
+    losses: list[float] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    first_rows: Rows = field(default_factory=list)
+    best_rows: Rows = field(default_factory=list)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def save(path: Path, progress: Progress, variables: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Replace the file at `path`."""
+    facts = {name: value for name, value in vars(progress).items() if name != "best"}
+    tensors = {f"variable.{i}": v.detach().cpu() for i, v in enumerate(variables)}
+    tensors |= {f"best.{name}": tensor for name, tensor in progress.best.items()}
+    for i, variable in enumerate(variables):
+        for name, value in optimizer.state.get(variable, {}).items():
+            tensors[f"moment.{i}.{name}"] = value.detach().cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, beside, {"progress": json.dumps(facts)})
+    beside.replace(path)
+
+
+def load(path: Path, variables: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> Progress:
+    """What `save` left, put into `variables` and `optimizer`; a fresh Progress when there is no whole file."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            facts = json.loads(file.metadata()["progress"])
+    except Exception:  # absent, cut short, or not ours: all that is lost is time
+        return Progress()
+    return _restored(tensors, facts, variables, optimizer)
+
+
+@torch.no_grad()
+def _restored(
+    tensors: Mapping[str, torch.Tensor],
+    facts: Mapping[str, Any],
+    variables: Sequence[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> Progress:
+    for i, variable in enumerate(variables):
+        variable.copy_(tensors[f"variable.{i}"])
+        state = {n.split(".", 2)[2]: t for n, t in tensors.items() if n.startswith(f"moment.{i}.")}
+        if state:
+            # Adam's step count stays on the CPU unless the optimizer is fused; the moments lie beside the variable.
+            optimizer.state[variable] = {n: t.to(variable.device) for n, t in state.items()}
+    best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
+    return Progress(**facts, best=best)

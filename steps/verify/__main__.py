@@ -1,0 +1,79 @@
+"""`python -m steps.verify FOLDER`: check a packed folder, and measure it, with the model's own libraries alone.
+
+Needs torch, transformers, safetensors and pydantic (and triton on a GPU); nothing that builds. For a folder in
+compressed-tensors format that library is used when it is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import InputError
+from steps.verify.show import lines
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    found = argparse.ArgumentParser(prog="python -m steps.verify", description="Check and measure a packed folder.")
+    found.add_argument("folder", type=Path)
+    found.add_argument("--model", type=Path, help="folder of the original model: measure against it")
+    found.add_argument("--text", type=Path, help="text to measure on: JSONL, or plain text")
+    found.add_argument("--length", type=int, default=256, help="tokens per window (256)")
+    found.add_argument("--windows", type=int, default=128, help="windows at most (128)")
+    found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    found.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when the folder is sound, 2 for bad input and for a folder that is not what was built."""
+    options = parser().parse_args(arguments)
+    try:
+        found = verify(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(lines(found)))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> dict[str, Any]:
+    """`sound`, the facts of the folder, and with a model and a text `measured`."""
+    from steps.verify.integrity import check_folder
+
+    if (options.model is None) != (options.text is None):
+        raise InputError("measuring takes a model and a text", wanted="--model and --text, or neither")
+    found: dict[str, Any] = {"sound": asdict(check_folder(options.folder))}
+    if options.model is not None:
+        found["measured"] = _measure(options)
+    return found
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from steps.step import Env
+    from steps.verify.folder import measure_folder, tokens_of
+    from steps.verify.folder_model import FolderModel, read_text
+
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory(prefix="bitsmith-verify-") as scratch:
+        env = Env(device=device, scratch=Path(scratch))
+        model = FolderModel(options.model)
+        tokens = tokens_of(model, read_text(options.text, env.scratch), options.length, options.windows, env)
+        return measure_folder(options.folder, model, tokens, env)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

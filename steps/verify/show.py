@@ -1,0 +1,37 @@
+"""What verifying a packed folder found, in lines for people. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """Of `sound` and, when there is one, `measured`."""
+    return [*_sound(found["sound"]), *(_measured(found["measured"]) if "measured" in found else ())]
+
+
+def _sound(sound: Mapping[str, Any]) -> list[str]:
+    kinds = ", ".join(f"{count} x {name}" for name, count in sound["matrices"].items())
+    origin = sound["origin"]
+    said = [
+        f"sound: {sound['tensors']} tensors in {sound['files']} file(s), {sound['bytes']:,} bytes, {sound['format']}",
+        f"{sound['bpw_linear']:.4f} bits per weight in the matrices, {sound['bpw_total']:.4f} over the whole file",
+        f"quantized: {kinds}",
+    ]
+    if "base_model" in origin:
+        said.append(f"made from model {origin['base_model'][:12]}, plan {origin['plan'][:12]}")
+    said += [f"licence of the base model: {each['file']} ({each['title']})" for each in origin.get("licence", ())]
+    return said
+
+
+def _measured(measured: Mapping[str, Any]) -> list[str]:
+    mixed, original, speed = measured["mixed"], measured["original"], measured["speed"]
+    kl, top1 = mixed["kl"], mixed["top1"]
+    return [
+        f"KL {kl['value']:.5f} [{kl['low']:.5f}, {kl['high']:.5f}] nats per token, "
+        f"top-1 {top1['value']:.4f}, perplexity {mixed['ppl']['value']:.3f} (original {original['ppl']['value']:.3f}), "
+        f"over {measured['tokens']:,} tokens of {measured['documents']} documents",
+        f"on {measured['device']}: {speed['prefill_tokens_per_second']:.1f} tokens/s prefill, "
+        f"{speed['decode_tokens_per_second']:.1f} decode, peak memory {speed['peak_memory_bytes'] / 1e9:.2f} GB",
+    ]

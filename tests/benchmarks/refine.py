@@ -1,0 +1,177 @@
+"""What refinement gains on one plan, option by option: KL on text held out from training and on the evaluation text.
+
+    OMP_NUM_THREADS=1 PYTHONPATH=. python tests/benchmarks/refine.py --keep FOLDER [--tokens 98304] [--only NAME ...]
+        [--formats int3-g64] [--bits 3.26] [--write]
+
+Every row starts from the same selection of the demo model, except the one whose candidates are rounded to nearest.
+Training text is the split that the demo model was trained on, written to FOLDER/train.jsonl; the evaluation text is
+never trained on. Rows that are done are kept in FOLDER. `--write` puts the table into steps/distill/README.md. Seconds
+are CPU seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.build import prepare
+from pipelines.demo.corpus import documents, split_of
+from pipelines.drive import drive
+from pipelines.methods.refine import refinement_of
+from pipelines.run import Place, Runner
+from pipelines.settings import Settings
+from schemas.base import digest_of
+from schemas.distill import Distill
+from schemas.recipe import Recipe
+from schemas.verify import Evaluate
+from steps.distill import run as distill
+from steps.step import Env, Value
+from steps.verify import evaluate
+
+README = Path("steps/distill/README.md")
+BEGIN, END = "<!-- refine.py -->", "<!-- end of refine.py -->"
+FORMATS = [f"int{b}-g{g}" for b in (2, 3, 4) for g in (32, 64, 128)] + ["int5-g128", "int6-g128"]
+SLOW = {"scales": 1e-3, "norms": 1e-3}
+BLOCKS = {"kind": "blocks", "width": 1, "stride": 1}
+OUTPUTS = [{"kind": "outputs"}]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "latent (the default): codes, scales, norms": {},
+    "codes alone": {"rates": {"codes": "auto"}},
+    "scales and norms alone": {"rates": SLOW},
+    "scales and norms alone, at 3e-3": {"method": "scales"},
+    "scales alone": {"rates": {"scales": 1e-3}},
+    "codes three times as fast": {"rates": {**SLOW, "codes": 0.06}},
+    "2-bit codes at half the rate": {"rates": {**SLOW, "codes": "auto", "by_bits": {"2": 0.5}}},
+    "latents from the weights within the codes' cells": {"codes": {"kind": "ste", "start": "cell"}},
+    "latents from the weights": {"codes": {"kind": "ste", "start": "weights"}},
+    "from candidates rounded to nearest": {"candidates": "rtn"},
+    "block by block": {"scope": BLOCKS, "objective": OUTPUTS},
+    "block by block, Fisher weights": {"scope": BLOCKS, "objective": [{"kind": "outputs", "fisher": True}]},
+    "windows of two blocks": {"scope": {"kind": "blocks", "width": 2}, "objective": OUTPUTS},
+    "bitdistiller": {"method": "bitdistiller"},
+    "discquant": {"method": "discquant"},
+    "adaquant": {"method": "adaquant"},
+    "autoround": {"method": "autoround"},
+    "pdquant": {"method": "pdquant"},
+}
+
+
+def main() -> None:
+    """Measure what is asked and print the table."""
+    arguments = parsed()
+    arguments.keep.mkdir(parents=True, exist_ok=True)
+    rows = {name: row(arguments, name) for name in arguments.only or VARIANTS}
+    lines = table(rows)
+    print("\n".join(lines))
+    if arguments.write:
+        text = README.read_text()
+        head, _, rest = text.partition(BEGIN)
+        README.write_text("\n".join([head + BEGIN, "", *lines, "", END + rest.partition(END)[2]]))
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=98_304)
+    parser.add_argument("--bits", type=float, default=3.26)
+    parser.add_argument("--formats", nargs="+", default=FORMATS)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS)
+    parser.add_argument("--write", action="store_true")
+    return parser.parse_args()
+
+
+def training_text(folder: Path) -> Path:
+    """The demo model's training documents as JSONL."""
+    path = folder / "train.jsonl"
+    if not path.exists():
+        named = [(name, text) for name, text in sorted(documents().items()) if split_of(name) == "train"]
+        path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in named))
+    return path
+
+
+def surroundings(arguments: argparse.Namespace, method: str) -> dict[str, Value]:
+    """model, selection, and tokens for training and evaluation, from the demo's recipe up to its selection."""
+    keep: Path = arguments.keep
+    where = Settings(keep / "state", str(keep / "store"), f"sqlite:///{keep / 'mlflow.db'}", None)
+    changes = [
+        ("method", method),
+        ("sensitivity", "fisher"),
+        ("formats", arguments.formats),
+        ("budget", {"bits_per_weight": arguments.bits}),
+        ("distill", {"text": str(training_text(keep)), "tokens": arguments.tokens}),
+    ]
+    build = prepare("demo", changes, where, "cpu")
+    kept = needed(build.recipe, ["allocated", "training", "reference"])
+    runner = Runner(kept, build.runner.store, Place("cpu", keep / "cache"))
+    outputs = drive(runner, runner.execute).outputs
+    load = runner.store.artifacts.load
+    return {
+        "model": runner.source("model"),
+        "selection": load(outputs["allocated"]["selection"]),
+        "training": load(outputs["training"]["tokens"]),
+        "evaluation": load(outputs["evaluation"]["tokens"]),
+        "reference": load(outputs["reference"]["reference"]),
+    }
+
+
+def needed(recipe: Recipe, wanted: list[str]) -> Recipe:
+    """The nodes that these stand on, and themselves."""
+    names, stack = set(), list(wanted)
+    while stack:
+        name = stack.pop()
+        if name not in names:
+            names.add(name)
+            stack += [edge.partition(".")[0] for edge in recipe.nodes[name].inputs.values()]
+    return Recipe(name=recipe.name, nodes={name: node for name, node in recipe.nodes.items() if name in names})
+
+
+def row(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """One variant, measured once."""
+    variant = dict(VARIANTS[name])
+    about = [variant, arguments.tokens, arguments.bits, list(arguments.formats)]
+    path = arguments.keep / f"row-{digest_of(about)[:16]}.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    at = surroundings(arguments, variant.pop("candidates", "gptq"))
+    spec = refinement_of(variant.pop("method", "latent")).model_dump() | variant | {"tokens": arguments.tokens}
+    started = time.process_time()
+    inputs = {"model": at["model"], "selection": at["selection"], "tokens": at["training"]}
+    after = distill.run(Distill.model_validate(spec), inputs, Env())["selection"]
+    seconds = time.process_time() - started
+    facts = {k: v for k, v in after.meta["distilled"].items() if k not in ("curve", "blocks")}
+    found = {"seconds": seconds, "before": kl(at, at["selection"]), "after": kl(at, after), "facts": facts}
+    path.write_text(json.dumps(found))
+    return found
+
+
+def kl(at: Mapping[str, Value], selection: Value) -> float:
+    """Mean KL per predicted position of the evaluation text."""
+    inputs = {"model": at["model"], "selection": selection, "tokens": at["evaluation"], "reference": at["reference"]}
+    documents_of = evaluate.run(Evaluate(step="evaluate"), inputs, Env())["evaluation"].meta["documents"]
+    return float(sum(d["kl"] * d["tokens"] for d in documents_of) / sum(d["tokens"] for d in documents_of))
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Markdown; ratios are after over before, a kept input is marked."""
+    lines = [
+        "| what is trained | KL before | KL after | ratio | held-out ratio | tokens | passes | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in rows.items():
+        facts = found["facts"]
+        kept = "" if facts["step_kept"] else " (input kept)"
+        lines.append(
+            f"| {name}{kept} | {found['before']:.5f} | {found['after']:.5f} | {found['after'] / found['before']:.3f} "
+            f"| {facts['after'] / facts['before']:.3f} | {facts['tokens']:,} | {facts['passes']:.2f} "
+            f"| {found['seconds']:.0f} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

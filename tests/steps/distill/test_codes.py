@@ -1,0 +1,115 @@
+"""The parametrisations of codes: what each paper promises of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from schemas.distill import Annealed, Box, Logits, Offsets, StraightThrough
+from steps.distill.build import build_code
+from steps.distill.codes.annealed import AnnealedCode, soft
+from steps.distill.codes.box import BoxCode
+from steps.distill.codes.code import Bounds, Grid
+from steps.distill.divergence import divergence
+
+SPECS = [
+    StraightThrough(kind="ste", start="weights"),
+    Box(kind="box"),
+    Annealed(kind="annealed"),
+    Offsets(kind="offsets"),
+]
+
+
+def grid(spread: float = 1.0) -> Grid:
+    """3-bit signed levels of random weights, rounded to nearest."""
+    generator = torch.Generator().manual_seed(0)
+    weight_OGJ = spread * torch.randn(4, 3, 16, generator=generator)
+    scale_OG = weight_OGJ.abs().amax(-1) / 3
+    bounds = Bounds(torch.full((4, 3, 1), -4.0), torch.full((4, 3, 1), 3.0))
+    return Grid(bounds.clamp((weight_OGJ / scale_OG[..., None]).round()), bounds, scale_OG, weight_OGJ)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
+def test_every_start_hardens_to_round_to_nearest_and_stays_inside(spec: object) -> None:
+    at = grid()
+    code = build_code(spec, at)  # type: ignore[arg-type]
+    assert torch.equal(code.hard(at.scale_OG), at.level_OGJ)
+    with torch.no_grad():
+        code.variable.add_(100 * torch.randn(code.variable.shape, generator=torch.Generator().manual_seed(1)))  # type: ignore[union-attr]
+    code.project()
+    hard = code.hard(at.scale_OG)
+    assert torch.equal(hard, hard.round()) and hard.min() >= -4 and hard.max() <= 3
+    if spec.kind != "ste":  # type: ignore[attr-defined]
+        assert (hard - at.wanted()).abs().max() <= 1 + 1e-5, "one step from the weight at most"
+
+
+@pytest.mark.parametrize("spec", SPECS[1:3], ids=lambda spec: spec.kind)
+def test_soft_codes_start_as_the_weights_themselves(spec: object) -> None:
+    at = grid()
+    levels = build_code(spec, at).levels(at.scale_OG)  # type: ignore[arg-type]
+    torch.testing.assert_close(levels * at.scale_OG[..., None], at.weight_OGJ, rtol=1e-4, atol=1e-5)
+
+
+def test_the_box_without_a_loss_is_round_to_nearest() -> None:
+    at = grid()
+    code = build_code(Box(kind="box"), at)
+    assert isinstance(code, BoxCode)
+    for _ in range(200):
+        code.variable.grad = torch.zeros_like(code.variable)
+        code.shape_gradient(0.0)
+        with torch.no_grad():
+            code.variable.sub_(code.variable.grad, alpha=0.1)
+        code.project()
+    tied = (code.own_OGJ - 0.5).abs() < 0.02
+    settled = code.variable.detach()[~tied]
+    assert ((settled < 0.01) | (settled > 0.99)).all()
+    assert torch.equal(code.hard(at.scale_OG)[~tied], at.level_OGJ[~tied])
+
+
+def test_the_penalty_drives_soft_rounding_to_the_ends() -> None:
+    at = grid()
+    code = build_code(Annealed(kind="annealed", penalty=1.0), at)
+    assert isinstance(code, AnnealedCode)
+    optimizer = torch.optim.Adam([code.variable], lr=0.1)
+    for step in range(200):
+        code.variable.grad = torch.zeros_like(code.variable)
+        code.shape_gradient(step / 200)
+        optimizer.step()
+    h = soft(code.variable.detach())
+    assert ((h < 0.01) | (h > 0.99)).float().mean() > 0.99
+
+
+def test_the_gradient_of_the_box_is_the_step_between_neighbours() -> None:
+    at = grid()
+    code = build_code(Box(kind="box"), at)
+    toward = torch.randn(at.weight_OGJ.shape, generator=torch.Generator().manual_seed(2))
+    (code.levels(at.scale_OG) * at.scale_OG[..., None] * toward).sum().backward()
+    assert isinstance(code, BoxCode) and code.variable.grad is not None
+    step = (code.above_OGJ - code.below_OGJ) * at.scale_OG[..., None]
+    torch.testing.assert_close(code.variable.grad, step * toward)
+
+
+def _pair() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(6, 11, generator=generator), torch.randn(6, 11, generator=generator)
+
+
+def test_divergences_against_their_definitions() -> None:
+    p_PV, q_PV = _pair()
+    log_p, log_q = torch.log_softmax(p_PV, -1), torch.log_softmax(q_PV, -1)
+    forward = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    reverse = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+    torch.testing.assert_close(divergence(Logits(kind="logits"), p_PV, q_PV), forward)
+    torch.testing.assert_close(divergence(Logits(kind="logits", divergence="reverse"), p_PV, q_PV), reverse)
+    mixed = divergence(Logits(kind="logits", divergence="mixed", mix=0.3), p_PV, q_PV)
+    torch.testing.assert_close(mixed, 0.3 * reverse + 0.7 * forward)
+    hot = divergence(Logits(kind="logits", temperature=2), 2 * p_PV, 2 * q_PV)
+    torch.testing.assert_close(hot, forward)
+
+
+def test_top_k_is_the_divergence_of_lumped_tokens_and_never_more_than_the_whole() -> None:
+    p_PV, q_PV = _pair()
+    full = divergence(Logits(kind="logits"), p_PV, q_PV)
+    found = [divergence(Logits(kind="logits", top_k=k), p_PV, q_PV) for k in (1, 3, 8)]
+    assert found == sorted(found) and found[-1] < full
+    torch.testing.assert_close(divergence(Logits(kind="logits", top_k=11), p_PV, q_PV), full)

@@ -1,0 +1,96 @@
+"""Block by block, streamed: the same result as with the whole model in memory, from one block at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import tiny_tokens, tiny_value
+from selections import selection_of, units_of
+
+from pipelines.items import units_view
+from pipelines.methods.refine import refinement_of
+from schemas.distill import Distill, Join, Reconstruct, Training
+from schemas.errors import InputError
+from steps.distill import join, reconstruct
+from steps.distill import run as distill
+from steps.model.structure import block_prefix
+from steps.step import Env, Output, Value
+
+TOKENS = tiny_tokens(120, 16)
+ROW: dict[str, Any] = {
+    **{name: value for name, value in refinement_of("autoround").model_dump().items() if name in Training.model_fields},
+    "rates": {"codes": 0.03, "scales": 0.01},
+    "batch": 8,
+    "held_out": 20,
+    "check_every": 8,
+    "tokens": 24 * 8 * 16,
+}
+
+
+class Digested(dict[str, Value]):
+    """Children whose digests are their names: all that a view needs."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {name: name for name in self}
+
+
+def block_of(model: Output, block: int) -> Output:
+    """What the runner hands of a model to the item of a block."""
+    prefixes = (block_prefix(block), "model.embed_tokens") if block == 0 else (block_prefix(block),)
+    weights = {name: tensor for name, tensor in model.tensors.items() if name.startswith(prefixes)}
+    return Output({**model.meta, "block": block}, weights)
+
+
+def streamed(model: Output, selection: Output) -> tuple[Output, list[Output]]:
+    spec, refined, hidden = Reconstruct.model_validate({"step": "reconstruct", **ROW}), [], None
+    for block in range(model.meta["config"]["num_hidden_layers"]):
+        part = units_view(Output(children=Digested(selection.children)), block)
+        inputs = {"model": block_of(model, block), "selection": part, "tokens": TOKENS}
+        found = reconstruct.run(spec, inputs if hidden is None else {**inputs, "hidden": hidden}, Env())
+        refined.append(found["selection"])
+        hidden = found["hidden"]
+    blocks = Output(children={str(k): part for k, part in enumerate(refined)})
+    return join.run(Join(step="join"), {"selection": selection, "refined": blocks}, Env())["selection"], refined
+
+
+def test_streamed_blocks_are_the_resident_ones_bit_for_bit() -> None:
+    model = tiny_value(dtype=torch.bfloat16)
+    selection = selection_of(model, "int2-g32")
+    found, refined = streamed(model, selection)
+    resident = {"step": "distill", "scope": {"kind": "blocks"}, "objective": [{"kind": "outputs"}]}
+    spec = Distill.model_validate({**ROW, **resident})
+    whole = distill.run(spec, {"model": model, "selection": selection, "tokens": TOKENS}, Env())["selection"]
+    assert whole.meta["distilled"]["step_kept"] > 0
+    assert set(found.children) == set(whole.children) == {u.name for u in units_of(model)}
+    for unit, child in whole.children.items():
+        assert found.children[unit].meta == child.meta
+        assert all(torch.equal(t, found.children[unit].tensors[name]) for name, t in child.tensors.items())
+    facts = found.meta["distilled"]
+    blocks = whole.meta["distilled"]["blocks"]
+    assert [part.meta["distilled"]["curve"] for part in refined] == [block["curve"] for block in blocks]
+    assert facts["after"] < facts["before"] and facts["measure"] == "block error"
+    assert found.meta["plan"] == selection.meta["plan"]
+
+
+def test_what_leaves_a_block_is_what_its_refined_weights_compute() -> None:
+    from selections import modified_transformer
+
+    model = tiny_value(dtype=torch.bfloat16)
+    selection = selection_of(model, "int3-g32")
+    spec = Reconstruct.model_validate({"step": "reconstruct", **ROW})
+    part = units_view(Output(children=Digested(selection.children)), 0)
+    found = reconstruct.run(spec, {"model": block_of(model, 0), "selection": part, "tokens": TOKENS}, Env())
+    ids_NS = TOKENS.tensors["ids_NS"].long()
+    for name, changed in (("quantized_NSD", found["selection"]), ("original_NSD", Output())):
+        with torch.no_grad():
+            expected = modified_transformer(model, changed)(input_ids=ids_NS, output_hidden_states=True)
+        torch.testing.assert_close(found["hidden"].tensors[name], expected.hidden_states[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_that_does_not_fit_is_refused_with_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "available_bytes", lambda device: 10)
+    with pytest.raises(InputError, match=r"fit in memory\n.*block 0(.|\n)*wanted: \d+ bytes"):
+        streamed(tiny_value(), selection_of(tiny_value(), "int3-g32"))
