@@ -46,4 +46,4 @@ def _changed(fields: Mapping[str, Any], budget: Budget | None, pins: Sequence[Ma
 
 
 def _yaml(document: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=None, width=88, allow_unicode=True)

@@ -85,6 +85,7 @@ def costs_of(recorded: Recorded) -> Costs:
         raise InputError("the build's recipe allocates nothing", where=f"build {recorded.report.build_digest[:12]}")
     spec = bound.node.spec
     assert isinstance(spec, Allocate)
+    recorded.check_model(bound)
     try:
         inputs = recorded.runner.handles(bound, recorded.outputs)
         table = read(inputs["scores"], inputs["candidates"], inputs["model"])

@@ -93,6 +93,7 @@ def _store_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
     verify.add_argument("--text", metavar="SOURCE", help="text to measure on, with --model")
     verify.add_argument("--length", metavar="N", type=int, default=256, help="with --text: tokens per window (256)")
     verify.add_argument("--windows", metavar="N", type=int, default=128, help="with --text: windows at most (128)")
+    verify.add_argument("--engine", choices=("transformers", "llama.cpp"), default="transformers", help="what runs it")
     verify.add_argument("--quick", action="store_true", help="check every byte, measure nothing")
     verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     verify.add_argument("--json", metavar="FILE", type=Path, help="write what was found as JSON")

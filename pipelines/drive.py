@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,9 +46,10 @@ def look_up(runner: Runner) -> Built:
 def drive(runner: Runner, execute: Execute, on_cached: Callable[[NodeRow], None] = lambda row: None) -> Built:
     """Run every node; damaged or missing objects are found, their makers run again, and the build goes on."""
     outputs: Outputs = {}
+    computed: Counter[str] = Counter()
     for attempt in range(RECOVERIES + 1):
         try:
-            rows = tuple(_node(runner, bound, outputs, execute, on_cached) for bound in runner.bound)
+            rows = tuple(_node(runner, bound, outputs, execute, on_cached, computed) for bound in runner.bound)
             return Built(outputs, rows)
         except Unavailable as damage:
             if attempt == RECOVERIES:
@@ -61,20 +63,26 @@ def drive(runner: Runner, execute: Execute, on_cached: Callable[[NodeRow], None]
 
 
 def _node(
-    runner: Runner, bound: Bound, outputs: Outputs, execute: Execute, on_cached: Callable[[NodeRow], None]
+    runner: Runner,
+    bound: Bound,
+    outputs: Outputs,
+    execute: Execute,
+    on_cached: Callable[[NodeRow], None],
+    computed: Counter[str],
 ) -> NodeRow:
+    """One node; `computed` counts the items of each node over all attempts."""
     started = time.perf_counter()
     state = runner.state(bound, outputs)
-    pending, computed = state.pending, 0
+    pending = state.pending
     if pending:
-        computed = execute(bound.id, outputs, pending)
+        computed[bound.id] += execute(bound.id, outputs, pending)
         state = runner.state(bound, outputs)
         _check_complete(bound, state)
         runner.clean(bound.id, state)
     assert state.combined is not None, f"node {bound.id} is not complete after its items ran"
     outputs[bound.id] = state.combined
-    row = _row(bound, state, outputs, computed, time.perf_counter() - started)
-    if not pending:
+    row = _row(bound, state, outputs, computed[bound.id], time.perf_counter() - started)
+    if not computed[bound.id]:
         on_cached(row)
     return row
 
@@ -100,6 +108,6 @@ def _row(bound: Bound, state: NodeState, outputs: Outputs, computed: int, second
         seconds=round(seconds, 3),
         key=digest_of([i.key for i in state.items]) if bound.step else digest_of(state.combined),
         units_computed=computed,
-        units_cached=total - computed,
+        units_cached=max(0, total - computed),
         outputs=outputs[bound.id],
     )

@@ -13,7 +13,7 @@ from pipelines.rounds import choosing_text, second_round
 from schemas.calibrate import ModelSource
 from schemas.recipe import Node, Recipe, ShortRecipe
 from schemas.sensitivity import METRICS, PREDICT_KL
-from schemas.units import Units
+from schemas.units import Ends, Units
 from steps.model.structure import units
 from steps.table import STEPS
 
@@ -76,7 +76,9 @@ def _text_nodes(short: ShortRecipe) -> dict[str, Node]:
 def _candidate_nodes(short: ShortRecipe) -> dict[str, Node]:
     rounding = short.rounding or rounding_of(short.method)
     return {
-        "statistics": _node("calibrate", {"model": "model", "tokens": "calibration"}, batch=short.batch),
+        "statistics": _node(
+            "calibrate", {"model": "model", "tokens": "calibration"}, batch=short.batch, ends=_ends(short)
+        ),
         "candidates": _node(
             "quantize",
             {"model": "model", "statistics": "statistics"},
@@ -88,11 +90,14 @@ def _candidate_nodes(short: ShortRecipe) -> dict[str, Node]:
     }
 
 
+def _ends(short: ShortRecipe) -> bool:
+    """Only where they are quantized: a change of the last block's weights changes what the head sees."""
+    return short.embeddings != Ends()
+
+
 def _units(short: ShortRecipe) -> Units:
     ends = short.embeddings
-    return Units(
-        grouping=short.units, embedding=ends.embedding, head=ends.head, router=short.router, keep=short.keep
-    )
+    return Units(grouping=short.units, embedding=ends.embedding, head=ends.head, router=short.router, keep=short.keep)
 
 
 def _score_node(short: ShortRecipe, source: ModelSource, open_meta: Callable[[ModelSource], Mapping[str, Any]]) -> Node:
@@ -100,7 +105,7 @@ def _score_node(short: ShortRecipe, source: ModelSource, open_meta: Callable[[Mo
     if metric == "auto":
         meta = open_meta(source)
         weights = sum(math.prod(shape) for unit in units(meta["config"], meta["shapes"]) for shape in unit.shapes)
-        metric = "kl_probe" if weights <= PROBE_LIMIT else "fisher"
+        metric = "kl_probe" if weights <= PROBE_LIMIT else "fisher_rows"
     sources = {"model": "model", "candidates": "candidates", "tokens": "scoring", "reference": "scoring_reference"}
     spec = METRICS[metric]
     row = next(each for each in STEPS if each.spec is spec)

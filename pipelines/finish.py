@@ -29,6 +29,13 @@ class GateFailure(Exception):
         super().__init__(f"gates failed: {failed}")
 
 
+def check_gates(report: Report) -> Report:
+    """The report; GateFailure when a gate of it did not pass, now or when it was recorded."""
+    if not report.passed:
+        raise GateFailure(report)
+    return report
+
+
 def finish(build: Build, built: Built, flow_run: str | None, seconds: float) -> Report:
     """Export, report, judge, log and record a build whose nodes are all done."""
     runner, builds = build.runner, build.runner.store.builds

@@ -21,7 +21,7 @@ from pipelines.build import Build, prepare
 from pipelines.dead_runs import bury
 from pipelines.distribution import Cluster, Distribution, RunnerKind, cluster
 from pipelines.drive import Built, Execute, Outputs, drive
-from pipelines.finish import GateFailure, finish
+from pipelines.finish import check_gates, finish
 from pipelines.preflight import check
 from pipelines.progress import Watch, watch
 from pipelines.settings import settings
@@ -94,10 +94,7 @@ def compress(
     Returns the report as JSON. A build whose gates fail is finished, recorded, and raised as GateFailure.
     """
     build = prepare(recipe, tuple((set or {}).items()), settings(store, tracking), device)
-    report = carry_out(build, device, Distribution(runner, scheduler, workers))
-    if not report.passed:
-        raise GateFailure(report)
-    return report.model_dump(mode="json")
+    return check_gates(carry_out(build, device, Distribution(runner, scheduler, workers))).model_dump(mode="json")
 
 
 def carry_out(build: Build, device: str, distribution: Distribution) -> Report:
@@ -125,4 +122,5 @@ def computed(build: Build, device: str, distribution: Distribution, flow_run: st
         share(job, build.runner, watched)
         with cluster(distribution) as place:
             built = drive(build.runner, handing_out(build, job, place, watched), on_cached)
+        watched.begin("report", 1)
         yield built

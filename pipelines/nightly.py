@@ -19,7 +19,7 @@ from pipelines.build import Build, prepare, read_report, recorded
 from pipelines.difference import difference, headline
 from pipelines.distribution import Distribution
 from pipelines.drive import NotCached, look_up
-from pipelines.finish import GateFailure
+from pipelines.finish import check_gates
 from pipelines.flow import carry_out
 from pipelines.settings import settings
 from schemas.report import Report
@@ -53,24 +53,18 @@ def nightly(
         name = build.recipe.name
         known = _unchanged(build)
         if known is not None:
-            _check_gates(known)
+            check_gates(known)  # what failed last night, and is the same today, fails again
             said = f"nothing changed since build {known.build_digest[:12]} of {known.created}; nothing was computed"
             return _tell("unchanged", name, said, known)
         before = _before(build)
         report = carry_out(build, device, Distribution())
         _publish(report, before)
-        _check_gates(report)
+        check_gates(report)
         night: Night = "champion" if report.standing is not None and report.standing.champion else "kept"
         return _tell(night, name, headline(report, before), report)
     except Exception as error:
         _emit("failed", name, f"{type(error).__name__}: {error}", getattr(error, "report", None))
         raise
-
-
-def _check_gates(report: Report) -> None:
-    """A build that failed last night and is the same today fails again."""
-    if not report.passed:
-        raise GateFailure(report)
 
 
 def _unchanged(build: Build) -> Report | None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 5.0
 """Seconds to wait for a connection to a cluster's head."""
+SHORT = "/tmp"
+"""Where a cluster of this machine keeps its sockets: their paths may have 107 bytes, and Ray adds 70."""
 OBJECTS = 80 << 20
 """Bytes of Ray's object store, the least that it takes: only digests travel."""
 
@@ -57,15 +60,17 @@ def ray_runner(address: str | None, workers: int) -> Iterator[RayTaskRunner]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from prefect_ray import RayTaskRunner
 
-    local = {
-        "_node_ip_address": "127.0.0.1",
-        "include_dashboard": False,
-        "log_to_driver": False,
-        "num_cpus": workers,
-        "object_store_memory": OBJECTS,
-    }
-    with RayTaskRunner(address=address, init_kwargs={} if address else local) as runner:
-        yield runner
+    with TemporaryDirectory(prefix="ray-", dir=SHORT, ignore_cleanup_errors=True) as folder:
+        local = {
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": folder,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "num_cpus": workers,
+            "object_store_memory": OBJECTS,
+        }
+        with RayTaskRunner(address=address, init_kwargs={} if address else local) as runner:
+            yield runner
 
 
 def workers_of_ray() -> int:

@@ -43,7 +43,7 @@ class Recorded:
         while "candidates" not in select.inputs:
             select = self.runner.by_id[select.inputs["selection"][0]]
         quantize = self.runner.by_id[select.inputs["candidates"][0]]
-        self._check_model(quantize)
+        self.check_model(quantize)
         try:
             selection = self.runner.store.artifacts.load(self.outputs[select.id]["selection"])
             plan, digests = selection.meta["plan"], selection.children.digests
@@ -53,8 +53,9 @@ class Recorded:
         by_label = {item.place.label: item for item in items}
         return {unit: (by_label[item_name(unit, fmt)], digests[unit]) for unit, fmt in plan.items()}
 
-    def _check_model(self, quantize: Bound) -> None:
-        node, port = quantize.inputs["model"]
+    def check_model(self, reader: Bound) -> None:
+        """InputError when the model that a node reads is no longer the one that was built from."""
+        node, port = reader.inputs["model"]
         source: Any = self.runner.by_id[node].node.spec
         now, then = self.runner.source(node).digest, self.outputs[node][port]
         if now != then:

@@ -35,7 +35,7 @@ def show_report(report: Report, *, file: TextIO | None = None, width: int | None
     console.print()
     if report.standing is not None:
         word = "champion" if report.standing.champion else "not the champion"
-        console.print(f"{word} of {report.recipe}: {report.standing.why}")
+        console.print(f"{word} of {report.recipe} when it was built: {report.standing.why}")
     for note in report.notes:
         console.print(f"note: {note}", style="yellow")
     console.print(_places(report))

@@ -81,7 +81,8 @@ class Random(Spec):
 
 
 Allocator = Annotated[
-    ILP | Lagrangian | DynamicProgram | Greedy | Waterfill | RankCut | Uniform | Random | Given, Field(discriminator="kind")
+    ILP | Lagrangian | DynamicProgram | Greedy | Waterfill | RankCut | Uniform | Random | Given,
+    Field(discriminator="kind"),
 ]
 
 

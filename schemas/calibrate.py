@@ -58,6 +58,8 @@ class Calibrate(Spec):
     """Windows run through a block at once; changes memory, and the order of summation."""
     prior: float = Field(default=1.0, gt=0)
     """How much an expert's Hessian leans on its layer's: as much as this many tokens per input of the linear weigh."""
+    ends: bool = False
+    """Whether the last block's statistics have what an embedding and a head see, too."""
 
 
 class Reference(Spec):

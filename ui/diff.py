@@ -52,10 +52,9 @@ class Difference:
 
 def compare(first: Report, second: Report) -> Difference:
     """The difference from the first to the second."""
-    before, after = _leaves(_nodes(first)), _leaves(_nodes(second))
     return Difference(
         tuple(_inputs(first, second)),
-        tuple(_changes(before, after)),
+        tuple(_asked(_nodes(first), _nodes(second))),
         tuple(_outputs(first, second)),
         tuple(_units(first, second)),
         tuple(_changes(first.libraries, second.libraries)),
@@ -95,6 +94,14 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Ch
     for name in dict.fromkeys([*before, *after]):
         if before.get(name) != after.get(name):
             yield Change(name, before.get(name), after.get(name))
+
+
+def _asked(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:
+    """Nodes that only one recipe has, as their steps; fields of those that both have."""
+    steps = [{name: node.get("spec", {}).get("step") for name, node in nodes.items()} for nodes in (before, after)]
+    yield from (change for change in _changes(*steps) if change.first is None or change.second is None)
+    both = before.keys() & after.keys()
+    yield from _changes(*(_leaves({n: node for n, node in nodes.items() if n in both}) for nodes in (before, after)))
 
 
 def _inputs(first: Report, second: Report) -> Iterator[str]:

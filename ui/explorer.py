@@ -57,7 +57,9 @@ class Explorer:
         return answer
 
     def _running(self) -> subprocess.Popen[str]:
-        if self._child is None or self._child.poll() is not None:
+        if self._child is not None and self._child.poll() is not None:
+            self.stop()
+        if self._child is None:
             self._child = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
             )

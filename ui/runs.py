@@ -44,8 +44,8 @@ class Started:
     @property
     def log(self) -> str:
         """The end of what it printed, as a terminal would show it: carriage returns overwrite."""
-        text = _TERMINAL.sub("", (self.folder / "log").read_text("utf-8", "replace")[-TAIL:])
-        return "\n".join(line.rpartition("\r")[2] for line in text.splitlines())
+        text = _TERMINAL.sub("", (self.folder / "log").read_bytes()[-TAIL:].decode("utf-8", "replace"))
+        return "\n".join(line.rpartition("\r")[2] for line in text.rstrip().split("\n"))
 
 
 class Runs:

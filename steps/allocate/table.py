@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from schemas.artifact import Unit, item_name
 from schemas.errors import InputError
 from schemas.format import Format, read_format
+from steps.allocate.around import lifted, offset, settled
 from steps.allocate.problem import Floats
 from steps.allocate.unreached import with_unreached
 from steps.model.structure import find_units
@@ -47,12 +48,13 @@ def read(scores: Value, candidates: Value, model: Value) -> Table:
     scored = {name: child.meta for name, child in scores.children.items()}
     _check_same_items(set(metas), set(scored))
     _check_names(metas)
-    scored = {name: meta for name, meta in scored.items() if meta["score"] is not None}
+    scored = settled(scored)
     formats = {f.name: f for f in (read_format(meta["format"]) for meta in metas.values())}
     named = {str(meta["unit"]) for meta in metas.values()}
     units = tuple(find_units(model.meta["config"], model.meta["shapes"], named))
     _check_units(units, metas)
-    scored, unreached = with_unreached(scored, metas)
+    around, around_D = offset(scored)
+    scored, unreached = with_unreached(scored, metas) if around_D is None else (scored, ())
     shape = (len(units), len(formats))
     score_UC, present_UC = np.zeros(shape), np.zeros(shape, dtype=bool)
     for i, unit in enumerate(units):
@@ -60,10 +62,24 @@ def read(scores: Value, candidates: Value, model: Value) -> Table:
             meta = scored.get(item_name(unit.name, name))
             if meta is not None:
                 score_UC[i, j], present_UC[i, j] = float(meta["score"]), True
-    _check_scores(units, list(formats), score_UC, present_UC)
+    _check_scores(units, list(formats), score_UC, present_UC, relative=around_D is not None)
     document_UCD, tokens_D = _documents(units, list(formats), scored)
-    notes = (*unreached, *_notes(units, score_UC, present_UC))
-    return Table(units, formats, score_UC, present_UC, document_UCD, tokens_D, notes, *_offset(scored))
+    if around_D is None:
+        notes = (*unreached, *_notes(units, score_UC, present_UC))
+        return Table(units, formats, score_UC, present_UC, document_UCD, tokens_D, notes)
+    assert document_UCD is not None
+    low_U = lifted(score_UC, present_UC)
+    return Table(
+        units,
+        formats,
+        np.where(present_UC, score_UC - low_U[:, None], 0.0),
+        present_UC,
+        document_UCD - low_U[:, None, None],
+        tokens_D,
+        (),
+        around + math.fsum(low_U.tolist()),
+        around_D + low_U.sum(),
+    )
 
 
 def _check_same_items(candidates: set[str], scores: set[str]) -> None:
@@ -103,13 +119,18 @@ def _check_units(units: tuple[Unit, ...], metas: Mapping[str, Mapping[str, Any]]
             raise InputError("a candidate has other linears than the model", where=item, got=got, wanted=wanted)
 
 
-def _check_scores(units: tuple[Unit, ...], formats: list[str], score_UC: Floats, present_UC: NDArray[np.bool_]) -> None:
+def _check_scores(
+    units: tuple[Unit, ...], formats: list[str], score_UC: Floats, present_UC: NDArray[np.bool_], *, relative: bool
+) -> None:
+    """Finite; and if they are not relative to another plan, not negative beyond rounding, and not all zero."""
     largest = float(np.max(score_UC, initial=0.0, where=np.isfinite(score_UC)))
     floor = -max(NEGATIVE_SHARE * largest, NEGATIVE_NATS)
     for u, unit in enumerate(units):
         named = {f: float(score_UC[u, c]) for c, f in enumerate(formats) if present_UC[u, c]}
         if bad := {f: s for f, s in named.items() if not np.isfinite(s)}:
             raise _bad_score("a score is not a finite number", unit, bad, "find the tensor that overflowed")
+        if relative:
+            continue
         if not any(named.values()):
             raise _bad_score("all scores of a unit are zero", unit, named, "check that the unit is used by the model")
         if bad := {f: s for f, s in named.items() if s < floor}:
@@ -139,16 +160,6 @@ def _documents(
             if item in scored:
                 document_UCD[i, j] = _finite(item, scored[item]["documents"], len(tokens_D))
     return document_UCD, tokens_D
-
-
-def _offset(scored: Mapping[str, Mapping[str, Any]]) -> tuple[float, Floats | None]:
-    """KL of the plan that scores are relative to, minus its scores; 0 for scores relative to the original."""
-    incumbent = [meta for meta in scored.values() if "around" in meta]
-    if not incumbent:
-        return 0.0, None
-    whole = incumbent[0]["around"]
-    sum_D = np.sum([meta["documents"] for meta in incumbent], axis=0)
-    return float(whole["kl"]) - math.fsum(meta["score"] for meta in incumbent), np.array(whole["documents"]) - sum_D
 
 
 def _finite(item: str, values: Any, documents: int) -> Floats:

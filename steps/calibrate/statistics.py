@@ -74,8 +74,8 @@ def run(spec: Calibrate, inputs: Mapping[str, Value], env: Env) -> dict[str, Out
     """Statistics of the block `inputs["model"].meta["block"]`, and the hidden states that leave it.
 
     Padding is never counted, and an expert's statistics are of the tokens that were routed to it. `hidden` is empty
-    after the last block, whose statistics have what lies outside the blocks too: `lm_head` of final-normed hidden
-    states, and `embed_tokens.frequency`, the share of tokens that each row of the embedding has.
+    after the last block, whose statistics have, if asked, what lies outside the blocks too: `lm_head` of final-normed
+    hidden states, and `embed_tokens.frequency`, the share of tokens that each row of the embedding has.
     """
     model, tokens = inputs["model"], inputs["tokens"]
     stream, k = Stream(model, env.device), int(model.meta["block"])
@@ -89,7 +89,9 @@ def run(spec: Calibrate, inputs: Mapping[str, Value], env: Env) -> dict[str, Out
     statistics = with_coverage(_statistics(watch.collectors, routed), groups, spec.prior)
     if k < stream.blocks - 1:
         return {"statistics": statistics, "hidden": Output(tensors={"hidden_NSD": out_NSD})}
-    return {"statistics": _with_ends(statistics, stream, tokens, out_NSD, spec.batch), "hidden": Output()}
+    if spec.ends:
+        statistics = _with_ends(statistics, stream, tokens, out_NSD, spec.batch)
+    return {"statistics": statistics, "hidden": Output()}
 
 
 def watched(block: nn.Module, groups: tuple[OrderGroup, ...], valid_NS: torch.Tensor, device: torch.device) -> Watch:

@@ -65,6 +65,10 @@ def _mixture(found: Mixture) -> Iterator[OrderGroup]:
         yield from _mlp(found.expert(number), found.names, number)
 
 
+IN_BLOCKS = "model.layers."
+"""What the names of everything in a decoder block begin with; embedding and head are not counted among the linears."""
+
+
 def block_prefix(block: int) -> str:
     """Prefix of the parameter names of a decoder block."""
     return f"model.layers.{block}."

@@ -50,16 +50,29 @@ def encode(q: QuantizedTensor, heads: int | None = None) -> torch.Tensor:
 
 
 def decode(name: str, fmt: Format, blocks_OB: torch.Tensor, heads: int | None = None) -> QuantizedTensor:
-    """Undo `encode`, bit for bit, scales of affine formats in fp16."""
+    """Undo `encode`, bit for bit, scales of affine formats in fp16; InputError for codes that no level exists for."""
     found_OB = torch.empty_like(blocks_OB)
     found_OB[row_order(len(blocks_OB), heads)] = blocks_OB
     match fmt:
         case Ggml():
+            _check_codes(name, fmt, found_OB)
             return GgmlTensor(name, fmt, found_OB)
         case Affine():
             return _affine(name, fmt, found_OB)
         case _:
             raise InputError("GGUF cannot hold a format", where=name, got=fmt.name, fix="pack to bitsmith")
+
+
+def _check_codes(name: str, fmt: Ggml, blocks_OB: torch.Tensor) -> None:
+    """Ternary types alone can hold bytes that say nothing: a fourth code, a number that no three-digit code makes."""
+    if fmt.type in ("tq1_0", "tq2_0") and not torch.equal(pack(*_legal(fmt, blocks_OB)), blocks_OB):
+        raise InputError("a code is outside its grid", where=name, wanted="-1, 0 or 1", fix="build it again")
+
+
+def _legal(fmt: Ggml, blocks_OB: torch.Tensor) -> tuple[torch.Tensor, GgmlGrid]:
+    assert fmt.type != "f16"
+    codes_OI, grid = unpack(fmt.type, blocks_OB)
+    return codes_OI.clamp(max=KINDS[fmt.type].levels - 1), grid
 
 
 def _blocks(q: AffineTensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from schemas.format import Format
 from steps.step import Value
 
 VERSION = 1
+FIELDS = {"version", "format", "weights", "bytes", "bpw", "formats", "headers", "sha256"}
 LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")
 
 
@@ -63,6 +64,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("the manifest cannot be read", where=str(path), got=error, fix="build again") from error
     check_version(version, str(path))
+    if missing := sorted(FIELDS - document.keys()):
+        raise InputError("the manifest cannot be read", where=str(path), wanted=", ".join(missing), fix="build again")
     found: dict[str, Any] = document
     return found
 

@@ -59,9 +59,9 @@ class BitsmithQuantizer(HfQuantizer):  # type: ignore[misc]
         """The model's dtype for its own parameters; packed tensors are buffers of the dtype they are stored in."""
         return dtype
 
-    def _process_model_before_weight_loading(self, model: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         matrices = {m.name: (m.format, m.shape) for m in self.quantization_config.matrices}
-        put_packed(model, matrices, dtype or torch.float32)
+        put_packed(model, matrices)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,28 @@ class PackedFolder:
         fmt, shape = self.linears[name], self.shape(name)
         tensors = {e.name: self.tensor(e.name) for e in self.stored(name)}
         if self.pack == "bitsmith":
-            q = container.check(name, fmt, shape, tensors)
-        else:
-            assert isinstance(fmt, Affine)
-            q = compressed_tensors.from_file_tensors(name, fmt, tensors)
-        _check_scales(q)
-        return q
+            return check_finite(container.check(name, fmt, shape, tensors))
+        assert isinstance(fmt, Affine)
+        return check_finite(compressed_tensors.from_file_tensors(name, fmt, tensors))
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor."""
+        return sorted(self.homes)
+
+    def digest(self, name: str) -> str:
+        """sha256 of a tensor's bytes."""
+        return sha256(self.tensor(name).reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of every tensor of one matrix."""
+        return sum(e.nbytes for e in self.stored(name))
+
+    @property
+    def plain_weights(self) -> int:
+        """Numbers in parameters that are not quantized."""
+        size = {e.name: prod(e.shape) for file in self.files.values() for e in file.entries}
+        return sum(size[name] for name in self.plain)
 
     @cached_property
     def plain(self) -> list[str]:
@@ -142,6 +159,9 @@ def open_weights(path: Path) -> WeightsFile:
     return WeightsFile(path, path.stat().st_size, sha256(length + text).hexdigest(), tuple(entries))
 
 
-def _check_scales(q: QuantizedTensor) -> None:
-    if isinstance(q, AffineTensor) and not bool(torch.isfinite(q.scale_OG).all()):
+def check_finite(q: QuantizedTensor) -> QuantizedTensor:
+    """The same matrix; InputError when its scales are not finite."""
+    told = q.scale_OG if isinstance(q, AffineTensor) else q.dequantize()
+    if not bool(torch.isfinite(told).all()):
         raise InputError("scales are not finite", where=q.name, fix="build it again")
+    return q

@@ -34,14 +34,12 @@ class PackedRouter(PackedMatrix):
         return torch.func.functional_call(self._router[0], {"weight": weight_EI}, (hidden,))
 
 
-def put_packed(
-    model: Any, matrices: Mapping[str, tuple[Format, tuple[int, int]]], dtype: torch.dtype
-) -> dict[str, PackedMatrix]:
+def put_packed(model: Any, matrices: Mapping[str, tuple[Format, tuple[int, int]]]) -> dict[str, PackedMatrix]:
     """Replace what these matrices belong to, by checkpoint name, with modules that hold nothing yet; returns those.
 
-    `dtype` is the model's. A head that is tied to a packed embedding becomes a view of it.
+    A head that is tied to a packed embedding becomes a view of it.
     """
-    scale_dtype = scale_dtype_name(model.config.to_dict())
+    scale_dtype, dtype = scale_dtype_name(model.config.to_dict()), model.dtype
     part_experts(model, matrices)
     found: dict[str, PackedMatrix] = {}
     for name, (fmt, shape) in matrices.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, assert_never
 
 from schemas.pack import Pack
+from steps.model.structure import IN_BLOCKS
 from steps.pack import compressed_tensors, container, gguf
 from steps.pack.engines import check_accepted
 from steps.pack.folder import CONFIG, MANIFEST, Written, copy_around, write_json, write_weights
@@ -14,9 +15,6 @@ from steps.pack.parts import Parts, matrix_shape, ordered, parts_of
 from steps.pack.quantization_config import quantization_config
 from steps.pack.sizes import file_bytes, linear_bytes, metadata_size, weights_of
 from steps.step import Env, Output, Value
-
-IN_BLOCKS = "model.layers."
-"""What the names of a decoder block's linears begin with; embedding and head are not counted among the linears."""
 
 
 def run(spec: Pack, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:

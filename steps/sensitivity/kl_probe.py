@@ -18,6 +18,7 @@ from torch import nn
 from schemas.artifact import Unit
 from schemas.sensitivity import KLProbe
 from schemas.structure import EMBEDDING, HEAD
+from steps.model.halves import SECOND, run_halves, second_half
 from steps.model.overlay import dequantized
 from steps.model.positions import Batch, Positions, batches, predicted_positions
 from steps.model.stream import Stream
@@ -41,6 +42,8 @@ class Original:
     parts: Sequence[Batch]
     inputs: Sequence[Sequence[torch.Tensor]]
     """hidden_NSD entering each block, [block][batch]."""
+    middles: Sequence[Sequence[torch.Tensor]]
+    """hidden_NSD between attention and MLP of each block, from which a unit of the MLP is probed."""
     reference_PD: torch.Tensor
     head_VD: torch.Tensor
     """Of the model that KL is to."""
@@ -61,8 +64,9 @@ def run(spec: KLProbe, inputs: Mapping[str, Value], env: Env) -> dict[str, Outpu
     """`scores`: KL(original || original with this unit quantized) in nats per predicted position, its means per
     document, and their weights in tokens. Model in fp32, sums over positions in fp64.
 
-    Runs from the unit's block on. The blocks, their inputs and the original's log-probabilities stay in `env.memo`, in
-    which the blocks are swapped during a call: one memo must not serve two threads at once.
+    Runs from the unit's half of its block on. The blocks, what enters them and their MLPs, and the original's
+    log-probabilities stay in `env.memo`, in which the blocks are swapped during a call: one memo must not serve two
+    threads at once.
     """
     item, original = inputs["candidates"], remembered(inputs, spec.batch, env)
     swaps = unit_swaps(find_unit(inputs["model"], item), item, env.device)
@@ -80,16 +84,18 @@ def remembered(inputs: Mapping[str, Value], batch: int, env: Env) -> Original:
 def prepare(
     model: Value, tokens: Value, reference: Value, batch: int, device: str, teacher: Value | None = None
 ) -> Original:
-    """Load all blocks and run the model once, keeping what enters each block.
+    """Load all blocks and run the model once, keeping what enters each block and its second half.
 
     KL is to the model itself, or to `teacher`, whose hidden states the reference then holds.
     """
     stream, positions, parts = Stream(model, device), predicted_positions(tokens), list(batches(tokens, batch))
     head_VD = stream.head_VD if teacher is None else Stream(teacher, device).head_VD
     blocks = all_blocks(stream)
-    inputs = [[stream.embed(part.ids_NS) for part in parts]]
-    for block in blocks[:-1]:
-        inputs.append([stream.run(block, hidden_NSD) for hidden_NSD in inputs[-1]])
+    inputs, middles = [[stream.embed(part.ids_NS) for part in parts]], []
+    for block in blocks:
+        halves = [run_halves(stream, block, hidden_NSD) for hidden_NSD in inputs[-1]]
+        middles.append([middle_NSD for middle_NSD, _ in halves])
+        inputs.append([out_NSD for _, out_NSD in halves])
     reference_PD = reference.tensors["hidden_TD"][positions.valid_P].to(device)
     vocabulary = stream.config.vocab_size
     log_p_PV = None
@@ -97,7 +103,9 @@ def prepare(
         rows = chunks(len(positions), vocabulary)
         log_p_PV = torch.cat([log_probabilities(stream.logits(reference_PD[r], head_VD)) for r in rows])
     sources = (model, tokens, reference)
-    original = Original(stream, blocks, positions, parts, inputs, reference_PD, head_VD, log_p_PV, sources)
+    original = Original(
+        stream, blocks, positions, parts, inputs[:-1], middles, reference_PD, head_VD, log_p_PV, sources
+    )
     return replace(original, noise=probe(original, {stream.blocks - 1: {}}).max().item())
 
 
@@ -116,19 +124,31 @@ def differs(original: Original, swaps: Swaps) -> bool:
 
 
 def probe(original: Original, swaps: Swaps) -> torch.Tensor:
-    """kl_P on the CPU, with the weights in `swaps` replaced. Runs from the first swapped block on."""
+    """kl_P on the CPU, with the weights in `swaps` replaced."""
     stream, found, done = original.stream, list[torch.Tensor](), 0
-    ends = swaps.get(OUTSIDE, {})
-    first = 0 if EMBEDDING in ends else min((k for k in swaps if k != OUTSIDE), default=stream.blocks - 1)
-    for part, entering_NSD in zip(original.parts, original.inputs[first], strict=True):
-        table_VD = ends.get(EMBEDDING)
-        hidden_NSD = entering_NSD if table_VD is None else table_VD[part.ids_NS.long().to(table_VD.device)]
-        normed_PD = part.pick(hidden_from(stream, original.blocks, first, hidden_NSD, swaps))
+    head_VD = swaps.get(OUTSIDE, {}).get(HEAD)
+    for i, part in enumerate(original.parts):
+        normed_PD = part.pick(_final(original, i, swaps))
         for rows in chunks(len(normed_PD), stream.config.vocab_size):
-            log_q_PV = torch.log_softmax(stream.logits(normed_PD[rows], ends.get(HEAD)), dim=-1)
+            log_q_PV = torch.log_softmax(stream.logits(normed_PD[rows], head_VD), dim=-1)
             found.append(kl(original.log_p(slice(done + rows.start, done + rows.stop)), log_q_PV).cpu())
         done += len(normed_PD)
     return torch.cat(found)
+
+
+def _final(original: Original, i: int, swaps: Swaps) -> torch.Tensor:
+    """Final-normed hidden_NSD of batch i, from the first block, or half of a block, that is swapped."""
+    stream, blocks = original.stream, original.blocks
+    table_VD = swaps.get(OUTSIDE, {}).get(EMBEDDING)
+    if table_VD is not None:
+        hidden_NSD = table_VD[original.parts[i].ids_NS.long().to(table_VD.device)]
+        return hidden_from(stream, blocks, 0, hidden_NSD, swaps)
+    first = min((k for k in swaps if k != OUTSIDE), default=stream.blocks - 1)
+    weights = swaps.get(first, {})
+    if not all(name.startswith(SECOND) for name in weights):
+        return hidden_from(stream, blocks, first, original.inputs[first][i], swaps)
+    hidden_NSD = second_half(blocks[first], original.middles[first][i], weights)
+    return hidden_from(stream, blocks, first + 1, hidden_NSD, swaps)
 
 
 def find_unit(model: Value, item: Value) -> Unit:

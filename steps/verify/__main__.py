@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--length", type=int, default=256, help="tokens per window (256)")
     found.add_argument("--windows", type=int, default=128, help="windows at most (128)")
     found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    found.add_argument("--engine", choices=("transformers", "llama.cpp"), default="transformers", help="what runs it")
     found.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
     return found
 
@@ -72,7 +73,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         env = Env(device=device, scratch=Path(scratch))
         model = FolderModel(options.model)
         tokens = tokens_of(model, read_text(options.text, env.scratch), options.length, options.windows, env)
-        return measure_folder(options.folder, model, tokens, env)
+        return measure_folder(options.folder, model, tokens, env, engine=options.engine)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def notes(found: Mapping[str, Contestant], has_uniform: bool, different: list[st
     said = []
     if not has_uniform:
         said.append("no uniform format fits the budget, so there is no uniform baseline to beat")
-    elif "uniform" not in found:
+    elif "uniform" not in found and "allocated" in found:  # a further file format is handed no baselines at all
         said.append("the uniform baseline was not measured")
     if different:
         said.append(f"{len(different)} loaded weights differ from what was packed; no number here is of the build")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from schemas.errors import InputError
+from steps.model.structure import IN_BLOCKS
 from steps.pack import container
+from steps.pack.manifest import read_manifest
 from steps.pack.quantization_config import quantization_config, targeted
 from steps.pack.read import PackedFolder
+from steps.verify.gguf_folder import GgufFolder
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,29 @@ class Sound:
     origin: Mapping[str, Any]
 
 
+Packed = PackedFolder | GgufFolder
+
+
+def open_packed(folder: Path) -> Packed:
+    """A packed folder of any file format; InputError when it is none."""
+    return GgufFolder(folder) if read_manifest(folder)["format"] == "gguf" else PackedFolder(folder)
+
+
 def check_folder(folder: Path) -> Sound:
     """InputError for the first thing that is wrong; reads every byte of the weights once or twice."""
-    packed = PackedFolder(folder)
+    packed = open_packed(folder)
     _check_sizes(packed)
     _check_digests(packed)
-    weights = _check_matrices(packed)
-    _check_config(packed)
+    weights = {name: prod(packed.matrix(name).shape) for name in packed.linears}
+    if isinstance(packed, PackedFolder):
+        _check_config(packed)
     found = _bits(packed, weights)
     _compare(packed, "bpw", found, packed.manifest["bpw"])
     formats = [fmt.name for fmt in packed.linears.values()]
     return Sound(
         format=packed.pack,
         files=len(packed.files),
-        tensors=len(packed.homes),
+        tensors=len(packed.names),
         matrices={name: formats.count(name) for name in sorted(set(formats))},
         bytes=sum(f.size for f in packed.files.values()),
         bpw_linear=found["linear"],
@@ -54,7 +63,7 @@ def check_folder(folder: Path) -> Sound:
     )
 
 
-def _check_sizes(packed: PackedFolder) -> None:
+def _check_sizes(packed: Packed) -> None:
     """Every file is there, with the header that was written and the size that was predicted."""
     for name, file in packed.files.items():
         _compare_digest(str(file.path), "header", file.header, packed.manifest["headers"].get(name))
@@ -62,18 +71,12 @@ def _check_sizes(packed: PackedFolder) -> None:
     _compare(packed, "bytes", size, packed.manifest["bytes"]["actual"])
 
 
-def _check_digests(packed: PackedFolder) -> None:
+def _check_digests(packed: Packed) -> None:
     wanted = packed.manifest["sha256"]
-    if missing := sorted(wanted.keys() ^ packed.homes.keys()):
+    if missing := sorted(wanted.keys() ^ set(packed.names)):
         raise _altered(str(packed.folder), f"tensor {missing[0]}", "in one of manifest and files", "in both")
-    for name, file in packed.homes.items():
-        data = packed.tensor(name).reshape(-1).view(torch.uint8).numpy().data
-        _compare_digest(f"{file.path}: {name}", "tensor", sha256(data).hexdigest(), wanted[name])
-
-
-def _check_matrices(packed: PackedFolder) -> int:
-    """Read every quantized matrix with all checks; returns their weights."""
-    return sum(prod(packed.matrix(name).shape) for name in packed.linears)
+    for name in packed.names:
+        _compare_digest(f"{packed.folder}: {name}", "tensor", packed.digest(name), wanted[name])
 
 
 def _check_config(packed: PackedFolder) -> None:
@@ -97,16 +100,15 @@ def _check_config(packed: PackedFolder) -> None:
             raise _altered(where, "quantization_config", "other formats than are packed", "those of bitsmith.json")
 
 
-def _bits(packed: PackedFolder, weights: int) -> dict[str, float]:
-    """True bits per weight over the quantized matrices, and of the files over all weights of the model."""
-    stored = sum(e.nbytes for name in packed.linears for e in packed.stored(name))
-    size = {e.name: prod(e.shape) for file in packed.files.values() for e in file.entries}
-    everything = weights + sum(size[name] for name in packed.plain)
-    actual = sum(f.size for f in packed.files.values())
-    return {"linear": 8 * stored / max(1, weights), "total": 8 * actual / everything}
+def _bits(packed: Packed, weights: Mapping[str, int]) -> dict[str, float]:
+    """True bits per weight over the blocks' quantized linears, and of the files over all weights of the model."""
+    inside = [name for name in weights if name.startswith(IN_BLOCKS)]
+    stored = sum(packed.stored_bytes(name) for name in inside)
+    actual, everything = sum(f.size for f in packed.files.values()), sum(weights.values()) + packed.plain_weights
+    return {"linear": 8 * stored / max(1, sum(weights[name] for name in inside)), "total": 8 * actual / everything}
 
 
-def _compare(packed: PackedFolder, what: str, got: object, wanted: object) -> None:
+def _compare(packed: Packed, what: str, got: object, wanted: object) -> None:
     if got != wanted:
         raise _altered(str(packed.folder), what, str(got), str(wanted))
 

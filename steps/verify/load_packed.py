@@ -25,8 +25,10 @@ from steps.model.experts import loaded_name, loaded_part, module_name
 from steps.model.overlay import overlay
 from steps.model.stream import DERIVED
 from steps.pack.container import METHOD
+from steps.pack.gguf import FILE as GGUF
 from steps.pack.modules import PackedMatrix
 from steps.step import Value
+from steps.verify.gguf import load_gguf
 from steps.verify.loaders import load_decompressed, load_own
 
 
@@ -55,8 +57,9 @@ def load(folder: Path, device: str) -> Any:
     """The model of `AutoModelForCausalLM.from_pretrained(folder)`, nothing else said, on `device`, weights unpacked.
 
     compressed-tensors unpacks on the first forward, which one token triggers here; our container needs its plug-in
-    imported. A file with packed zero points, which that call refuses, is taken apart by the library's own compressor;
-    without the library, any folder by our own reader. InputError when the loader raises.
+    imported; a GGUF is named beside its folder, and comes in fp32. A file with packed zero points, which that call
+    refuses, is taken apart by the library's own compressor; without the library, any folder by our own reader.
+    InputError when the loader raises.
     """
     try:
         loader = _loader(folder)
@@ -80,6 +83,10 @@ def _loader(folder: Path) -> Callable[[Path], Any]:
     """What loads this folder; libraries are imported here, before stderr is swapped."""
     from transformers import AutoModelForCausalLM
 
+    if (folder / GGUF).exists():
+        import gguf  # noqa: F401
+
+        return load_gguf
     settings = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config", {})
     if settings.get("quant_method") == METHOD:
         import steps.pack.plugin  # noqa: F401

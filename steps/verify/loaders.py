@@ -36,7 +36,7 @@ def load_own(folder: Path) -> Any:
     model = skeleton(dict(packed.config))
     dtype = model.dtype
     read = {name: packed.matrix(name) for name in packed.linears}
-    modules = put_packed(model, {name: (q.format, q.shape) for name, q in read.items()}, dtype)
+    modules = put_packed(model, {name: (q.format, q.shape) for name, q in read.items()})
     for name, module in modules.items():
         stored = {full.removeprefix(f"{name}."): tensor for full, tensor in read[name].to_tensors().items()}
         module.load_state_dict(stored, strict=False, assign=True)

@@ -28,10 +28,14 @@ def _sound(sound: Mapping[str, Any]) -> list[str]:
 def _measured(measured: Mapping[str, Any]) -> list[str]:
     mixed, original, speed = measured["mixed"], measured["original"], measured["speed"]
     kl, top1 = mixed["kl"], mixed["top1"]
-    return [
+    said = [
         f"KL {kl['value']:.5f} [{kl['low']:.5f}, {kl['high']:.5f}] nats per token, "
         f"top-1 {top1['value']:.4f}, perplexity {mixed['ppl']['value']:.3f} (original {original['ppl']['value']:.3f}), "
         f"over {measured['tokens']:,} tokens of {measured['documents']} documents",
-        f"on {measured['device']}: {speed['prefill_tokens_per_second']:.1f} tokens/s prefill, "
-        f"{speed['decode_tokens_per_second']:.1f} decode, peak memory {speed['peak_memory_bytes'] / 1e9:.2f} GB",
     ]
+    if speed is not None:
+        said.append(
+            f"on {measured['device']}: {speed['prefill_tokens_per_second']:.1f} tokens/s prefill, "
+            f"{speed['decode_tokens_per_second']:.1f} decode, peak memory {speed['peak_memory_bytes'] / 1e9:.2f} GB"
+        )
+    return said

@@ -49,7 +49,7 @@ from steps.verify.metrics import chunks, kl
 T = TypeVar("T")
 BUDGETS = (2.35, 2.5, 3.0, 3.5, 4.0)
 FORMATS = [f"int{bits}-g{group}" for bits in (2, 3, 4, 5, 6) for group in (32, 64, 128)]
-MADE = ("candidates", "scoring", "scoring_reference", "evaluation", "reference")
+MADE = ("statistics", "candidates", "scoring", "scoring_reference", "evaluation", "reference")
 """Nodes of the demo's recipe whose outputs are measured on."""
 RESAMPLES = 2000
 README = Path("steps/allocate/README.md")
@@ -78,18 +78,19 @@ class Bench:
         return found
 
 
-def open_bench(keep: Path, score_windows: int, evaluate_windows: int) -> Bench:
+def open_bench(keep: Path, score_windows: int, evaluate_windows: int, formats: Sequence[str] = FORMATS) -> Bench:
     """Quantize the demo model to every format (kept in a store), and load what metrics are handed."""
     keep.mkdir(parents=True, exist_ok=True)
     where = Settings(keep, str(keep / "store"), f"sqlite:///{keep / 'mlflow.db'}", None)
     asked = [
-        ("formats", FORMATS),
+        ("formats", list(formats)),
         ("sensitivity", "kl_probe"),
+        ("pack", "bitsmith"),
         ("text.score_windows", score_windows),
         ("text.evaluate_windows", evaluate_windows),
     ]
     build = prepare("demo", asked, where, "cpu")
-    wanted = {"model", "calibration_text", "evaluation_text", "calibration", "statistics", *MADE}
+    wanted = {"model", "calibration_text", "evaluation_text", "calibration", *MADE}
     part = Recipe(name="metrics", nodes={name: node for name, node in build.recipe.nodes.items() if name in wanted})
     runner, bench = Runner(part, build.runner.store, Place("cpu", where.cache)), Bench(keep, {}, {})
     codes = sorted({code_of(b.step.module) for b in runner.bound if b.step is not None})
@@ -100,6 +101,7 @@ def open_bench(keep: Path, score_windows: int, evaluate_windows: int) -> Bench:
         {
             "model": runner.source("model"),
             "candidates": value["candidates"],
+            "statistics": value["statistics"],
             "tokens": value["scoring"],
             "reference": value["scoring_reference"],
         },
@@ -159,6 +161,7 @@ def plan_of(bench: Bench, metas: Mapping[str, Mapping[str, Any]], bits: float, f
         {
             "step": "allocate",
             "budget": {"bits_per_weight": bits, "over": "linears"},
+            "pack": "bitsmith",
             "pins": [{"units": "*", "formats": list(formats)}] if formats else [],
             "bootstrap": 0,
         }
@@ -231,17 +234,17 @@ def plan_table(bench: Bench, found: Mapping[str, dict[str, Any]]) -> list[str]:
     best = [best_uniform(bench, bits) for bits in BUDGETS]
     probe = [measured(bench, plan_of(bench, found["kl_probe"]["metas"], bits).meta["plan"]) for bits in BUDGETS]
     pairs = list(zip(probe, best, strict=True))
-    lines.append(_row("`kl_probe`, KL", [f"{_mean(count_BD, rows):.5f}" for rows in probe]))
-    uniform = [f"{_mean(count_BD, rows):.5f} ({name})" if rows else "none" for name, rows in best]
+    lines.append(_row("`kl_probe`, KL", [f"{mean_kl(count_BD, rows):.5f}" for rows in probe]))
+    uniform = [f"{mean_kl(count_BD, rows):.5f} ({name})" if rows else "none" for name, rows in best]
     lines.append(_row("best uniform, KL", uniform))
-    over = [_ratio(p, rows, count_BD) if rows else "-" for p, (_, rows) in pairs]
+    over = [kl_ratio(p, rows, count_BD) if rows else "-" for p, (_, rows) in pairs]
     lines.append(_row("`kl_probe` / uniform", over))
     for name, result in found.items():
         if name == "kl_probe":
             continue
         plans = [measured(bench, plan_of(bench, result["metas"], bits).meta["plan"]) for bits in BUDGETS]
         lines.append(
-            _row(f"`{name}` / `kl_probe`", [_ratio(a, b, count_BD) for a, b in zip(plans, probe, strict=True)])
+            _row(f"`{name}` / `kl_probe`", [kl_ratio(a, b, count_BD) for a, b in zip(plans, probe, strict=True)])
         )
         print(lines[-1], file=sys.stderr, flush=True)
     return lines
@@ -251,11 +254,13 @@ def _row(name: str, cells: Sequence[str]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _mean(count_BD: torch.Tensor, rows: Rows) -> float:
+def mean_kl(count_BD: torch.Tensor, rows: Rows) -> float:
+    """KL per token over all documents."""
     return float(means(count_BD[:1], rows, "kl")[0])
 
 
-def _ratio(first: Rows, second: Rows, count_BD: torch.Tensor) -> str:
+def kl_ratio(first: Rows, second: Rows, count_BD: torch.Tensor) -> str:
+    """Of two KLs, with its interval."""
     found = ratio(first, second, count_BD)
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
@@ -318,7 +323,7 @@ def speed(bench: Bench) -> list[str]:
     }
 
     def whole(swap: Mapping[int, Mapping[str, torch.Tensor]]) -> torch.Tensor:
-        """What a probe without a cache does: embeddings, all blocks, logits of both models, KL."""
+        """What a probe without cached inputs does: embeddings, all blocks, logits, KL."""
         found, done = [], 0
         for part in original.parts:
             hidden_NSD = original.stream.embed(part.ids_NS)
@@ -354,7 +359,8 @@ def main() -> None:
     parser.add_argument("--score-windows", type=int, default=24)
     parser.add_argument("--evaluate-windows", type=int, default=96)
     options = parser.parse_args()
-    bench = open_bench(options.keep, options.score_windows, options.evaluate_windows)
+    formats = FORMATS[:1] if options.speed else FORMATS
+    bench = open_bench(options.keep, options.score_windows, options.evaluate_windows, formats)
     if options.speed:
         print("\n".join(speed(bench)))
         return
@@ -367,8 +373,13 @@ def main() -> None:
     text += f"\n\nScored on {options.score_windows} windows of text, measured on {options.evaluate_windows} others."
     print(text)
     if options.write:
-        before, _, rest = README.read_text().partition(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+        write(text, BEGIN, END)
+
+
+def write(text: str, begin: str, end: str) -> None:
+    """Put a text between two marks of the README."""
+    before, _, rest = README.read_text().partition(begin)
+    README.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

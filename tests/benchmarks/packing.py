@@ -80,9 +80,8 @@ def main() -> None:
     torch.set_num_threads(1)
     shape, name = (asked.rows, asked.columns), "m"
     megabytes = 2 * asked.rows * asked.columns / 1e6
-    print(
-        f"{shape[0]} x {shape[1]}, {megabytes:.1f} MB of bf16; MB per second of processor time, one thread, best of {REPEATS}\n"
-    )
+    size = f"{shape[0]} x {shape[1]}, {megabytes:.1f} MB of bf16"
+    print(f"{size}; MB per second of processor time, one thread, best of {REPEATS}\n")
     print(
         f"{'format':16}{'compressed-tensors':>30}{'bitsmith':>20}\n{'':16}{'pack':>20}{'read':>10}{'pack':>10}{'read':>10}"
     )

@@ -4,7 +4,7 @@
     python tests/benchmarks/picture_mlflow.py --recipe demo --into ui/docs
 
 It starts an MLflow server over the state folder's file (or uses the one that `bitsmith up` started), opens the newest
-builds of a recipe in headless Chromium, and writes mlflow-compare.png and mlflow-report.png. Without builds it says so.
+builds of a recipe in headless Chromium, and writes mlflow-compare.png (of two builds and more) and mlflow-report.png.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,12 +62,18 @@ def builds(url: str, recipe: str) -> tuple[str, list[str]]:
     experiments = [each["experiment_id"] for each in found.get("experiments", [])]
     wanted = {"experiment_ids": experiments, "filter": "tags.`bitsmith.parent` = 'true'", "max_results": BUILDS}
     runs = servers.call(api, "/runs/search", wanted).get("runs", []) if experiments else []
-    if len(runs) < 2:
-        sys.exit(f"{len(runs)} build(s) of {recipe} are in MLflow; a comparison needs two")
+    if not runs:
+        sys.exit(f"no build of {recipe} is in MLflow")
     return experiments[0], [run["info"]["run_id"] for run in runs]
 
 
-def until(ready: Callable[[], Any], seconds: float = 60) -> Any:
+def has_report(url: str, run: str) -> bool:
+    """Whether a build's HTML report was logged."""
+    with urllib.request.urlopen(f"{url}/api/2.0/mlflow/artifacts/list?run_id={run}") as reply:
+        return any(each["path"] == "report.html" for each in json.load(reply).get("files", []))
+
+
+def until(ready: Callable[[], Any], seconds: float = 240) -> Any:
     """The first true answer."""
     deadline = time.monotonic() + seconds
     while not (found := ready()):
@@ -76,13 +83,43 @@ def until(ready: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def picture(driver: Any, url: str, words: list[str], path: Path) -> None:
-    """Open a page, wait until it shows all the words, write it down."""
+def show(driver: Any, url: str, words: list[str]) -> None:
+    """Open a page and wait until it shows all the words."""
     driver.get(url)
     until(lambda: all(word in driver.find_element("tag name", "body").text for word in words))
-    time.sleep(3)  # the plot is drawn after the words
+
+
+def click(driver: Any, xpath: str) -> None:
+    """Click something if it is there: what MLflow shows beside the builds differs between versions."""
+    for element in driver.find_elements("xpath", xpath)[:1]:
+        driver.execute_script("arguments[0].click()", element)
+
+
+def keep(driver: Any, path: Path) -> None:
+    """Write down what is shown, once MLflow's assistant is out of the way and the rest has come to rest."""
+    click(driver, "//button[@data-component-id='mlflow.assistant.chat_panel.close']")
+    time.sleep(2)
     driver.save_screenshot(str(path))
     print(path)
+
+
+def compared(driver: Any, url: str, experiment: str, runs: list[str], path: Path) -> None:
+    """Builds side by side: what differs in their recipes, and their metrics."""
+    query = f"runs={json.dumps(runs)}&experiments={json.dumps([experiment])}"
+    show(driver, f"{url}/#/compare-runs?{query}", ["Parallel", "kl_uniform"])
+    click(driver, "//*[text()='Visualizations']")
+    for what in ("Parameters", "Tags"):
+        click(driver, f"//button[@aria-label='{what} - Show diff only']")
+    keep(driver, path)
+
+
+def report(driver: Any, url: str, experiment: str, run: str, path: Path) -> None:
+    """The report of a build in MLflow's artifact view."""
+    where = f"{url}/#/experiments/{experiment}/runs/{run}/artifacts"
+    show(driver, where, ["report.html"])
+    click(driver, "//*[text()='report.html']")
+    until(lambda: driver.find_elements("tag name", "iframe"))
+    keep(driver, path)
 
 
 def main() -> None:
@@ -93,12 +130,12 @@ def main() -> None:
     options = parser.parse_args()
     options.into.mkdir(parents=True, exist_ok=True)
     with tracking(state_folder()) as url, tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as driver:
-        driver.set_window_size(1400, 1100)
         experiment, runs = builds(url, options.recipe)
-        query = f"runs={json.dumps(runs)}&experiments={json.dumps([experiment])}"
-        picture(driver, f"{url}/#/compare-runs?{query}", ["Parallel", "kl"], options.into / "mlflow-compare.png")
-        where = f"{url}/#/experiments/{experiment}/runs/{runs[0]}/artifacts/report.html"
-        picture(driver, where, ["report.html"], options.into / "mlflow-report.png")
+        driver.set_window_size(1300, 1500)
+        if len(runs) > 1:
+            compared(driver, url, experiment, runs, options.into / "mlflow-compare.png")
+        if has_report(url, runs[0]):
+            report(driver, url, experiment, runs[0], options.into / "mlflow-report.png")
 
 
 if __name__ == "__main__":

@@ -8,24 +8,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builds import open_build, run_build
+from builds import open_build, run_build, write_recipe
+from ggufs import byte_level
 
 from pipelines.assemble import Run, assemble
 from pipelines.cli import main
 from pipelines.delivery import NOTE, deliver_others, export, write_notes
 from pipelines.expand import expand
+from pipelines.packings import engine_notes
 from schemas.errors import InputError
+from schemas.format import read_format
 from schemas.recipe import ShortRecipe
 from schemas.report import Report
 
-PACK = ["compressed-tensors", {"format": "bitsmith", "shard_bytes": 40_000}]
-CHANGES = {"pack": PACK, "distill": None, "formats": ["int3-g32", "int4-g64", "int8-g64"]}
+PACK = ["compressed-tensors", {"format": "bitsmith", "shard_bytes": 40_000}, "gguf"]
+CHANGES = {
+    "pack": PACK,
+    "distill": None,
+    "formats": ["int4-g32", "int4-g64", "int8-g64"],
+    "budget": {"bits_per_weight": 5.0},
+}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A finished, delivered and recorded build, without MLflow."""
     folder = tmp_path_factory.mktemp("formats")
+    write_recipe(folder, **CHANGES)
+    (folder / "model" / "tokenizer.json").write_text(json.dumps(byte_level(folder)))
     build = open_build(folder, **CHANGES)
     built = run_build(build)
     draft = assemble(build.runner, built, Run(1.0, ""))
@@ -47,25 +57,26 @@ def report(made: tuple[Path, Report]) -> Report:
 
 
 def test_every_file_format_holds_the_same_plan_and_says_its_exact_size(report: Report) -> None:
-    (other,) = report.also
-    assert (other.node, other.format, other.passed) == ("packed_bitsmith", "bitsmith", True)
-    for packed, size in ((report.packed, report.bytes), (other.packed, other.bytes)):
-        weights = list(Path(packed.path).glob("*.safetensors"))
+    told = [(other.node, other.format, other.passed) for other in report.also]
+    assert told == [("packed_bitsmith", "bitsmith", True), ("packed_gguf", "gguf", True)]
+    every = [(report.packed, report.bytes), *((other.packed, other.bytes) for other in report.also)]
+    for packed, size in every:
+        weights = [p for p in Path(packed.path).iterdir() if p.suffix in (".safetensors", ".gguf")]
         assert size.predicted == size.actual == sum(p.stat().st_size for p in weights)
-    assert len(list(Path(other.packed.path).glob("model-*.safetensors"))) == 2
-    first, second = (
-        json.loads((Path(p) / "bitsmith.json").read_text()) for p in (report.packed.path, other.packed.path)
-    )
-    assert first["formats"] == second["formats"] and first["origin"] == second["origin"]
-    assert set(first["origin"]) == {"base_model", "selection", "plan", "licence"}
-    # The container is measured with exact weights, compressed-tensors with weights rounded to bf16.
-    assert other.measured.kl.value == pytest.approx(report.mixed.kl.value, rel=0.05)
-    for packed in (report.packed, other.packed):
+    assert len(list(Path(report.also[0].packed.path).glob("model-*.safetensors"))) > 1
+    manifests = [json.loads((Path(packed.path) / "bitsmith.json").read_text()) for packed, _ in every]
+    assert all(m["formats"] == manifests[0]["formats"] and m["origin"] == manifests[0]["origin"] for m in manifests)
+    assert set(manifests[0]["origin"]) == {"base_model", "selection", "plan", "licence"}
+    # GGUF and the container are measured with exact weights, compressed-tensors with weights rounded to bf16.
+    ours, theirs = (other.measured.kl.value for other in report.also)
+    assert theirs == pytest.approx(ours, rel=1e-3) and ours == pytest.approx(report.mixed.kl.value, rel=0.05)
+    for packed, _ in every:
         assert json.loads((Path(packed.path) / NOTE).read_text())["build"] == report.build_digest
 
 
 def test_verify_measures_each_folder_as_its_build_did(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
-    for packed, kl in ((report.packed, report.mixed.kl), (report.also[0].packed, report.also[0].measured.kl)):
+    others = [(other.packed, other.measured.kl) for other in report.also]
+    for packed, kl in ((report.packed, report.mixed.kl), *others):
         out = Path(packed.path).parent / "found.json"
         assert main(["verify", packed.path, "--json", str(out)]) == 0
         found = json.loads(out.read_text())
@@ -87,6 +98,24 @@ def test_verify_with_model_and_text_needs_no_store(
     assert "nats per token" in capsys.readouterr().out
     assert main(["verify", report.packed.path, named[0], named[1]]) == 2
     assert "--model and --text, or neither" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_llama_cpp_measures_its_file_to_its_own_accuracy(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    from steps.verify.llama import python
+
+    try:
+        python()
+    except InputError as error:
+        pytest.skip(str(error))
+    assert main(["verify", report.also[1].packed.path, "--engine", "llama.cpp"]) == 0
+    shown = capsys.readouterr().out
+    assert "as recorded: KL" in shown and "weights are not compared in this engine" in shown
+
+
+def test_llama_cpp_reads_gguf_alone(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", report.packed.path, "--engine", "llama.cpp"]) == 2
+    assert "llama.cpp reads GGUF" in capsys.readouterr().err
 
 
 def no_shard(folder: Path) -> None:
@@ -122,7 +151,7 @@ SHORT = {
 
 
 def test_what_a_short_recipe_may_say_about_files() -> None:
-    nodes = expand(ShortRecipe.model_validate({**SHORT, "pack": PACK, "target": "vllm"}), lambda _: {}).nodes
+    nodes = expand(ShortRecipe.model_validate({**SHORT, "pack": PACK[:2], "target": "vllm"}), lambda _: {}).nodes
     assert [f.name for f in nodes["candidates"].spec.formats] == ["int4-g32", "int8-row"]  # type: ignore[union-attr]
     assert nodes["packed"].spec.target == "vllm" and nodes["packed_bitsmith"].spec.target is None  # type: ignore[union-attr]
     assert nodes["packed_bitsmith"].spec.shard_bytes == 40_000 and nodes["plan"].spec.shard_bytes is None  # type: ignore[union-attr]
@@ -136,8 +165,14 @@ def test_what_a_short_recipe_may_say_about_files() -> None:
         expand(ShortRecipe.model_validate({**SHORT, "formats": ["int3-g32"], "target": "vllm"}), lambda _: {})
 
 
+def test_pre_flight_says_which_engines_run_what_is_offered() -> None:
+    recipe = expand(ShortRecipe.model_validate({**SHORT, "pack": PACK[:2]}), lambda _: {})
+    first, second = engine_notes(recipe, [read_format(name) for name in SHORT["formats"]])  # type: ignore[union-attr]
+    assert "packed (compressed-tensors): transformers runs every format on offer; vllm runs 2 of 3 (int2-g32: " in first
+    assert "packed_bitsmith (bitsmith): transformers runs every format on offer; vllm runs 0 of 3" in second
+
+
 def test_the_plan_is_priced_for_the_first_file_format(made: tuple[Path, Report]) -> None:
     """The container's linears are smaller by compressed-tensors' shapes (16 bytes each) and word padding."""
     _, report = made
-    (other,) = report.also
-    assert other.bpw.linear < report.bpw.linear <= 3.8
+    assert report.also[0].bpw.linear < report.bpw.linear <= 5.0

@@ -21,7 +21,7 @@ from reports import example_report
 
 from pipelines import servers
 from pipelines.difference import headline
-from pipelines.finish import GateFailure
+from pipelines.finish import GateFailure, check_gates
 from pipelines.services import ServiceState
 from schemas.report import GateRow, Report
 from store.open import Store
@@ -193,11 +193,9 @@ def test_the_scheduled_deployment_is_a_no_op_within_seconds(nights: Nights, serv
 
 
 def test_gates_that_failed_fail_again_although_nothing_changed() -> None:
-    from pipelines.nightly import _check_gates
-
     report = example_report(passed=False, gates=(GateRow(name="max_kl", limit=0.01, value=0.02, passed=False),))
     with pytest.raises(GateFailure, match="max_kl"):
-        _check_gates(report)
+        check_gates(report)
     assert headline(report, None) == "gates failed (max_kl)"
 
 

@@ -57,7 +57,7 @@ def test_builds_lists_pins_and_promotions(copy: Path, report: Report, capsys: py
     assert main(["promote", digest[:10]]) == 0 and main(["pin", "best", digest[:10]]) == 0
     assert main(["builds"]) == 0
     shown = capsys.readouterr().out
-    assert digest[:12] in shown and "tiny" in shown and f"pin best: {digest}" in shown and "yes" in shown
+    assert digest[:12] in shown and "tiny" in shown and f"pin best: {digest}" in shown and "champion" in shown
     assert main(["promote", digest, "--undo"]) == 0 and main(["unpin", "best"]) == 0
     assert main(["unpin", "best"]) == 2 and "no such pin" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`bitsmith sweep` as a user types it, over real Prefect and MLflow servers: interrupted, gone on with, found cached."""
+"""`bitsmith sweep` as a user types it, over real servers: interrupted, gone on with, found cached."""
 
 from __future__ import annotations
 

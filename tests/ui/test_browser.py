@@ -1,5 +1,6 @@
-"""The pages in a real browser: what people do with them, without a word on the console or a request off this machine."""
+"""The pages in a real browser: what people do with them; not a word on the console, no request off this machine."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from browsers import Served, chromium, complaints, requested, serve, until
-from pages import fill, record_tiny
+from pages import fill, made_up, record_tiny
 
 from schemas.report import Report
 from store.open import Store
@@ -20,19 +21,26 @@ return [...document.querySelectorAll("a, button, input, select, textarea, summar
     (e.labels && e.labels.length) || e.title)).map((e) => e.outerHTML.slice(0, 120))
 """
 CONTRAST = """
-const light = (c) => { const [r, g, b] = c.map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+const light = (c) => {
+  const [r, g, b] = c.map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b };
 const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-const rgb = (c) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1);
+const rgb = (c) => {
+  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1);
   return [...canvas.getImageData(0, 0, 1, 1).data] };
-const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c[3]) return c.slice(0, 3); }
+const behind = (e) => {
+  for (; e; e = e.parentElement) {
+    const c = rgb(getComputedStyle(e).backgroundColor);
+    if (c[3]) return c.slice(0, 3);
+  }
   return [255, 255, 255] };
-const seen = (e) => e.checkVisibility({ opacityProperty: true }) && e.getClientRects().length && !e.closest("svg, :disabled");
-return [...document.querySelectorAll("main *, .top *")].filter((e) => seen(e) &&
-    [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
-  .map((e) => { const [a, b] = [light(rgb(getComputedStyle(e).color).slice(0, 3)), light(behind(e))];
-    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 100)] })
-  .filter(([ratio]) => ratio < 4.5)
+const ratio = (e) => {
+  const [a, b] = [light(rgb(getComputedStyle(e).color).slice(0, 3)), light(behind(e))];
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) };
+const says = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+const seen = (e) => e.checkVisibility() && e.getClientRects().length && !e.closest("svg, :disabled");
+return [...document.querySelectorAll("main *, .top *")].filter((e) => says(e) && seen(e))
+  .map((e) => [ratio(e), e.outerHTML.slice(0, 100)]).filter(([found]) => found < 4.5)
 """
 
 
@@ -81,6 +89,11 @@ def idle(driver: Any) -> bool:
     return "stale" not in find(driver, "#answer").get_attribute("class")
 
 
+def busy() -> float:
+    """How many processes share a core: limits are those of a machine that does nothing else."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def test_every_page_shows_what_was_built(driver: Any, page: Served, builds: tuple[Path, list[Report]]) -> None:
     first, second = builds[1]
     driver.get(page.url)
@@ -110,7 +123,7 @@ def test_two_builds_are_picked_and_compared(driver: Any, page: Served, builds: t
     assert "plan.budget.bits_per_weight" in text(driver, "#changed")
     first, second = builds[1]
     changed = sum(a.format != b.format for a, b in zip(first.allocation, second.allocation, strict=True))
-    assert len(driver.find_elements("css selector", "#moved tbody tr, #moved tr:not(:first-child)")) >= changed > 0
+    assert text(driver, "#moved header p").startswith(f"{changed} of 8") and changed > 0
     assert len(driver.find_elements("css selector", ".cell.changed")) == 2 * changed
 
 
@@ -128,9 +141,8 @@ def test_the_slider_solves_again_and_cells_are_pinned(
     slider.send_keys(Keys.PAGE_UP * 3)
     until(lambda: idle(driver) and [c.text for c in driver.find_elements("css selector", "#plan button")] != before)
     asked = float(find(driver, "#exact").get_attribute("value"))
-    assert report.bpw.linear < asked and f"bits_per_weight: {asked:g}" in until(
-        lambda: (t := text(driver, "#recipe")) if f"{asked:g}" in text(driver, "#recipe") else ""
-    )
+    assert report.bpw.linear < asked
+    until(lambda: f"bits_per_weight: {asked:g}" in text(driver, "#recipe"))
     cell = find(driver, "#plan button")
     cell.send_keys(Keys.ARROW_RIGHT)
     assert driver.switch_to.active_element.get_attribute("data-unit") == "4"  # the same module of the next block
@@ -174,9 +186,7 @@ def test_a_copied_recipe_is_built_live_without_quantizing(
         return "passed" in seen or any(word.startswith(("ended", "refused")) for word in seen)
 
     until(ended, 240)
-    assert {"tiny", "Started from this page", "running", "passed"} - {"Started from this page"} <= seen, text(
-        driver, "#started"
-    )
+    assert {"tiny", "running", "passed"} <= seen, text(driver, "#started")
     store = Store(folder / "state" / "store")
     newest = Report.model_validate(store.builds.list()[0].report)
     done = {node.id: node.units_computed for node in newest.nodes}
@@ -218,8 +228,6 @@ def test_pages_can_be_read_by_everyone(driver: Any, page: Served, builds: tuple[
 
 def test_500_builds_and_2000_units_are_painted_within_a_second(driver: Any, tmp_path: Path) -> None:
     store = fill(tmp_path / "store", 499)
-    from pages import made_up
-
     large = made_up(1000, blocks=500, created="2027-01-01T00:00:00+00:00")
     store.builds.save(large.build_digest, large.model_dump(mode="json"))
     with serve(tmp_path / "store", tmp_path / "state") as served:
@@ -229,13 +237,13 @@ def test_500_builds_and_2000_units_are_painted_within_a_second(driver: Any, tmp_
             for _ in range(3):
                 driver.get(served.url + path)
                 taken.append(until(lambda: driver.execute_script(painted)))
-            assert min(taken) < 1000, (path, taken)
+            assert min(taken) < 1000 * busy(), (path, taken)
         driver.get(served.url)
         filtered = driver.execute_script("""
             const box = document.querySelector("#filter"), begun = performance.now();
             box.value = "nightly 03"; box.dispatchEvent(new Event("input")); document.body.offsetHeight;
             return [performance.now() - begun, document.querySelectorAll("#builds tbody tr:not([hidden])").length]""")
-        assert filtered[0] < 100 and 0 < filtered[1] < 500
+        assert filtered[0] < 100 * busy() and 0 < filtered[1] < 500
         sizes = """return [...document.querySelectorAll("#builds tbody tr")].map((r) => +r.cells[3].dataset.v)"""
         find(driver, "#builds th:nth-child(4) button").click()
         assert (falling := driver.execute_script(sizes)) == sorted(falling, reverse=True)

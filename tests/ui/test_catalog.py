@@ -67,4 +67,7 @@ def test_a_difference_names_inputs_fields_and_units() -> None:
     assert [(c.name, c.first, c.second) for c in found.recipe] == [("plan.budget.bits_per_weight", 3.26, 3.0)]
     assert [(m.unit, m.bytes) for m in found.units] == [(other.unit, 7)]
     assert found.nodes == ("calibration_text",) and not found.libraries
+    del document["nodes"]["tokens"]
+    without = compare(second, second.model_copy(update={"recipe_document": {"name": "demo", "nodes": {}}}))
+    assert [(c.name, c.first, c.second) for c in without.recipe if c.name == "plan"] == [("plan", "allocate", None)]
     assert compare(first, first) == compare(second, second)

@@ -17,13 +17,16 @@ _NAME_FITS, _BITS_FIT = 44.0, 13.0
 
 
 def heat_map(
-    rows: Sequence[AllocationRow], changed: Collection[str] = (), label: str = "Bits by block and module"
+    rows: Sequence[AllocationRow],
+    changed: Collection[str] = (),
+    width: float = WIDTH,
+    label: str = "Bits by block and module",
 ) -> Markup:
-    """The map; units in `changed` have a frame."""
+    """The map, as wide as that if its cells allow; units in `changed` have a frame."""
     placed = [(place(row.unit), row) for row in rows]
     blocks = sorted({block for (block, _), _ in placed if block is not None})
     modules = list(dict.fromkeys(module for (_, module), _ in placed))
-    cell = min(MOST, max(FEWEST, (WIDTH - LABELS) / max(len(blocks), 1)))
+    cell = min(MOST, max(FEWEST, (width - LABELS) / max(len(blocks), 1)))
     row_height = ROW if len(modules) <= 12 else 14.0
     parts = [text(LABELS - 10, _y(i, row_height) + row_height / 2 + 3, m, anchor="end") for i, m in enumerate(modules)]
     for (block, module), row in placed:

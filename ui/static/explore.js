@@ -298,6 +298,7 @@ $("#run-recipe").addEventListener("click", async () => {
 addEventListener("theme", () => points && plot());
 addEventListener("resize", () => points && chart.setSize({ width: $("#front").clientWidth, height: 330 }));
 open().catch((error) => {
+  root.classList.add("lost");
   $("#fault").hidden = false;
   $("#fault").textContent = error.message;
 });

@@ -7,13 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from allocation import problem
+from allocation import problem, step_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.allocate import Additivity, Choose
+from schemas.allocate import Additivity, Allocate, Choose, Pin
 from schemas.errors import InputError
 from steps.allocate import additivity, choose
+from steps.allocate import run as allocate
 from steps.allocate.neighbours import hull, neighbours
 from steps.step import Env, Output
 
@@ -135,3 +136,49 @@ def test_a_second_round_that_changes_nothing_says_so() -> None:
     found = chosen((0.1, 0.2, 0.3, 0.4), second="one")
     assert found["notes"] == ["the second round chose the same plan"] and found["moved"] == 0
     assert math.isclose(found["contrast"]["difference"]["value"], 0)
+
+
+def around_a_plan(document: float = 0.0) -> dict[str, Output]:
+    """Step inputs whose scores are relative to the uniform int3-g64 plan, some of them negative, some not offered."""
+    inputs = step_inputs(blocks=1, documents=3)
+    offered = {"int2-g32": 0.3, "int3-g64": -0.4, "int4-g64": -0.5}
+    children = {}
+    for name, child in inputs["scores"].children.items():
+        meta = {**child.meta, "score": offered.get(child.meta["format"]), "weights": [1, 1, 1]}
+        if meta["score"] is not None:
+            meta["documents"] = [meta["score"] - document, meta["score"], meta["score"] + document]
+        if meta["format"] == "int3-g64":
+            meta["around"] = {"kl": 2.0, "documents": [1.0, 2.0, 3.0]}
+        children[name] = Output(meta=meta)
+    return inputs | {"scores": Output(children=children)}
+
+
+def test_negative_scores_around_a_plan_are_no_noise() -> None:
+    """Four units, each -0.1 when it moves to int4: the sum is KL itself, whatever the units' constants."""
+    spec = Allocate.model_validate({"step": "allocate", "budget": {"bits_per_weight": 8}, "bootstrap": 20})
+    meta = allocate.run(spec, around_a_plan(0.01), Env())["plan"].meta
+    assert set(meta["plan"].values()) == {"int4-g64"}
+    assert meta["predicted_kl"]["plan"] == pytest.approx(2.0 - 4 * 0.1)
+    assert meta["certificate"]["predicted_interval"]["value"] == pytest.approx(1.6)
+    assert meta["certificate"]["notes"] == []
+    pinned = spec.model_copy(update={"pins": (Pin.model_validate({"units": "*", "exclude": ["int4-g64"]}),)})
+    meta = allocate.run(pinned, around_a_plan(), Env())["plan"].meta
+    assert set(meta["plan"].values()) == {"int3-g64"} and meta["predicted_kl"]["plan"] == pytest.approx(2.0)
+
+
+def test_a_predicted_kl_around_a_plan_counts_the_offset() -> None:
+    spec = Allocate.model_validate({"step": "allocate", "budget": {"max_predicted_kl": 1.85}, "bootstrap": 0})
+    meta = allocate.run(spec, around_a_plan(), Env())["plan"].meta
+    assert sorted(meta["plan"].values()).count("int4-g64") == 2  # the cheapest two of -0.1 each: 2.0 - 0.2 <= 1.85
+    assert meta["predicted_kl"]["plan"] == pytest.approx(1.8)
+
+
+def test_a_unit_that_the_text_never_reached_stays_as_it_was() -> None:
+    inputs = around_a_plan()
+    children = {
+        name: Output(meta={**c.meta, "score": 0.0}) if c.meta["score"] and c.meta["unit"].endswith("down") else c
+        for name, c in inputs["scores"].children.items()
+    }
+    spec = Allocate.model_validate({"step": "allocate", "budget": {"bits_per_weight": 8}, "bootstrap": 0})
+    meta = allocate.run(spec, inputs | {"scores": Output(children=children)}, Env())["plan"].meta
+    assert meta["plan"]["layers.0.mlp.down"] == "int3-g64"

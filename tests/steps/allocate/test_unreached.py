@@ -14,7 +14,9 @@ def metas(
     scores: dict[str, tuple[float, int]], fmt: str = "int4-g32"
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Scores and candidates by item: unit -> (score, calibration tokens)."""
-    scored = {f"{u}/{fmt}": {"unit": u, "format": fmt, "score": s, "documents": [s, 3 * s]} for u, (s, _) in scores.items()}
+    scored = {
+        f"{u}/{fmt}": {"unit": u, "format": fmt, "score": s, "documents": [s, 3 * s]} for u, (s, _) in scores.items()
+    }
     seen = {f"{u}/{fmt}": {"unit": u, "members": {f"model.{u}": {"tokens": t}}} for u, (_, t) in scores.items()}
     return scored, seen
 

@@ -20,7 +20,7 @@ from steps.step import Env, Output
 
 def calibrated(model: Output, tokens: Output, batch: int = 4) -> list[dict[str, Output]]:
     """The outputs of every block, hidden states carried."""
-    spec, results = Calibrate(step="calibrate", batch=batch), []
+    spec, results = Calibrate(step="calibrate", batch=batch, ends=True), []
     carried: dict[str, Output] = {}
     for k in range(model.meta["config"]["num_hidden_layers"]):
         results.append(run(spec, {"model": block_view(model, k), "tokens": tokens, **carried}, Env()))

@@ -62,7 +62,7 @@ def test_our_container_holds_experts_of_any_formats_and_routers(family: str, tmp
             logits.append(loaded(input_ids=ids_NS).logits)
     assert all(torch.equal(each, logits[0]) for each in logits)
     name = next(unit.name for unit in found if expert_role(unit.name) is not None)
-    other = select(found, ["int8-row"] * len(found)).children[name]
+    other = select(found, ["int2-row"] * len(found)).children[name]
     changed = Output(selection.meta, children={**selection.children, name: other})
     assert set(different_weights(loaded, source, changed)) == {f"{m}.weight" for m in other.meta["members"]}
 
@@ -75,7 +75,7 @@ def test_experts_that_are_packed_in_part_are_refused_on_loading(tmp_path: Path) 
         load(folder, "cpu")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 def test_plain_transformers_loads_experts_of_one_format_beside_others(family: str, tmp_path: Path) -> None:
     model = tiny_value(family, dtype=torch.bfloat16)
     found = units(model.meta["config"], model.meta["shapes"])

@@ -11,7 +11,7 @@ from schemas.artifact import Unit
 from schemas.errors import InputError
 from schemas.quantize import MinMax, Nearest, QuantizeUnit, Rounding
 from steps.quantize.qtensor import from_value
-from steps.quantize.shared_inputs import shared_inputs
+from steps.quantize.shared_inputs import TIED_SHARE, shared_inputs
 from steps.quantize.unit import run
 from steps.step import Env, Output
 
@@ -25,7 +25,9 @@ def unit(shapes: dict[str, tuple[int, int]], statistics: tuple[str, ...], **fiel
 
 
 def quantized(found: Unit, statistics: Output, spec: QuantizeUnit = SPEC) -> Output:
-    tensors = {f"{m}.weight": weights(*shape, seed=ord(m)) for m, shape in zip(found.members, found.shapes, strict=True)}
+    tensors = {
+        f"{m}.weight": weights(*shape, seed=ord(m)) for m, shape in zip(found.members, found.shapes, strict=True)
+    }
     model = Output({"unit": found.model_dump(), "config": {"dtype": "bfloat16"}}, tensors)
     return run(spec, {"model": model, "statistics": statistics}, Env())["candidates"]
 
@@ -64,7 +66,7 @@ def test_a_row_of_the_embedding_counts_as_often_as_its_token() -> None:
 
 def test_a_tied_matrix_answers_for_the_head_and_for_every_direction_of_the_embedding() -> None:
     H_II = hessian(32, 3, dtype=torch.float32)
-    both_II = H_II + H_II.diagonal().mean() * torch.eye(32)
+    both_II = H_II + TIED_SHARE * H_II.diagonal().mean() * torch.eye(32)
     tied = quantized(unit({"e": (16, 32)}, ("lm_head",), use="tied"), Output(tensors={"lm_head.hessian": H_II}))
     linear = quantized(unit({"e": (16, 32)}, ("lm_head",)), Output(tensors={"lm_head.hessian": both_II}))
     assert all(torch.equal(tensor, linear.tensors[name]) for name, tensor in tied.tensors.items())

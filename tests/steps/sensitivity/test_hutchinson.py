@@ -66,6 +66,7 @@ def test_orthogonal_signs_give_the_trace_of_the_explicit_hessian(monkeypatch: py
     assert found["layers.0.mlp.down"] == 0
 
 
+@pytest.mark.slow
 def test_random_signs_estimate_it_within_their_own_spread() -> None:
     """Five deviations: variance of v^T H v over random signs is 2 sum of squares off the diagonal, and about as much
     again from the other units that move at once."""

@@ -130,9 +130,14 @@ def not_json(folder: Path) -> None:
     (folder / "bitsmith.json").write_text("{")
 
 
+def half_a_manifest(folder: Path) -> None:
+    (folder / "bitsmith.json").write_text('{"version": 1, "format": "bitsmith"}')
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
+        (half_a_manifest, r"manifest cannot be read.*wanted: bpw, bytes"),
         (flip, r"not what was built: tensor\n  where: .*sha256"),
         (cut, "damaged or cut short"),
         (lose, "a weights file is missing"),
