@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.drive import Built
+from pipelines.evaluations import domains_of, generations_of
 from pipelines.graph import Bound
 from pipelines.items import library_version
 from pipelines.run import Runner
@@ -83,6 +84,9 @@ def assemble(runner: Runner, built: Built, run: Run) -> Report:
         speed=verdict["speed"],
         device=verdict["device"],
         notes=_notes(runner, built),
+        domains=domains_of(runner, built),
+        positions=verdict.get("positions", ()),
+        generations=generations_of(runner, built),
         fit=_fit(runner, built),
         rounds=plan.get("rounds", ()),
         libraries={name: library_version(name) for name in REPORTED_LIBRARIES},

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from schemas.errors import InputError
+from steps.verify.options import split
 
 EXIT_GATES, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -50,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
     for each in (run, sweep):
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
         each.add_argument("--runner", choices=("dask", "ray"), help="where tasks run (default: in this process)")
-        each.add_argument("--scheduler", metavar="URL", help="of a running cluster: tcp://HOST:PORT of Dask, ray://HOST:PORT of Ray")
+        where = "of a running cluster: tcp://HOST:PORT of Dask, ray://HOST:PORT of Ray"
+        each.add_argument("--scheduler", metavar="URL", help=where)
         each.add_argument("--workers", metavar="N", type=int, help="with --runner: processes of this machine (2)")
     plan = command("plan", "check a recipe and show what would run, without running it", recipe=True)
     plan.add_argument("--json", metavar="FILE", type=Path, help="write the plan as JSON")
@@ -94,6 +96,8 @@ def _store_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
     verify.add_argument("--length", metavar="N", type=int, default=256, help="with --text: tokens per window (256)")
     verify.add_argument("--windows", metavar="N", type=int, default=128, help="with --text: windows at most (128)")
     verify.add_argument("--engine", choices=("transformers", "llama.cpp"), default="transformers", help="what runs it")
+    verify.add_argument("--tasks", metavar="LIST", type=split, default=(), help="lm-eval tasks: YAML, JSONL or names")
+    verify.add_argument("--limit", metavar="N", type=int, help="with --tasks: samples of each at most")
     verify.add_argument("--quick", action="store_true", help="check every byte, measure nothing")
     verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     verify.add_argument("--json", metavar="FILE", type=Path, help="write what was found as JSON")

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipelines.evaluations import evaluation_nodes
 from pipelines.methods.rounding import rounding_of
-from pipelines.refinement import refinement, training_text
 from pipelines.packings import for_target, packing_nodes, priced
+from pipelines.refinement import refinement, training_text
 from pipelines.rounds import choosing_text, second_round
 from schemas.calibrate import ModelSource
 from schemas.recipe import Node, Recipe, ShortRecipe
@@ -142,4 +143,4 @@ def _additivity_nodes(short: ShortRecipe, metric: str) -> dict[str, Node]:
 
 def _build_nodes(short: ShortRecipe) -> dict[str, Node]:
     nodes, final = refinement(short, _node)
-    return {**nodes, **packing_nodes(short, final, _node)}
+    return {**nodes, **packing_nodes(short, final, _node), **evaluation_nodes(short, _node)}

@@ -11,8 +11,8 @@ from schemas.errors import InputError
 
 LEARNED, CHOSEN, JUDGED = range(3)
 NAMES = {CHOSEN: "text to choose on", JUDGED: "evaluation text"}
-NEUTRAL = {"reference"}
-"""Reading tokens to know what the original says about them teaches nobody anything."""
+NEUTRAL = {"reference", "generate"}
+"""Reading tokens to know what a finished model says about them teaches nobody anything."""
 
 
 def check_held_out(runner: Runner) -> None:
@@ -40,7 +40,7 @@ def _uses(runner: Runner, tokens: Bound) -> Iterator[int]:
     for reader in runner.bound:
         if (tokens.id, "tokens") in reader.inputs.values():
             step = reader.node.spec.step
-            if step == "verify":
+            if step in ("verify", "measure"):
                 yield JUDGED
             elif step == "evaluate":
                 yield from _uses_of_evaluation(runner, reader)

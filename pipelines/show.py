@@ -8,7 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pipelines.show_evaluations import HEADS, domain_cells, position_lines, sample_lines
 from schemas.report import Contrast, Interval, Measured, Report
+from steps.verify.show import gpu_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +31,10 @@ def show_report(report: Report, *, file: TextIO | None = None, width: int | None
         console.print(_contrast(contrast), style=_VERDICT_STYLE[contrast.verdict], soft_wrap=False)
     for line in _facts(report):
         console.print(line)
-    for table in (_gates(report), _nodes(report)):
+    for line in sample_lines(report):
+        console.print(line, no_wrap=True)
+    domains = (_domains(report),) if report.domains else ()
+    for table in (*domains, _gates(report), _nodes(report)):
         console.print()
         console.print(table)
     console.print()
@@ -105,6 +110,13 @@ def _measured(report: Report) -> Table:
     return table
 
 
+def _domains(report: Report) -> Table:
+    table = _table("by domain", ("domain", False), ("documents", True), ("tokens", True), *HEADS)
+    for row in report.domains:
+        table.add_row(row.name, _cell(row.documents), _cell(row.tokens), *domain_cells(row))
+    return table
+
+
 def _contrast(contrast: Contrast) -> str:
     return (
         f"{contrast.first} against {contrast.second}: {contrast.verdict}; "
@@ -136,11 +148,13 @@ def _facts(report: Report) -> list[str]:
             f"{seen.experts} quantized experts saw {seen.fewest:,} to a median of {seen.median:,} calibration tokens, "
             f"{seen.without_tokens} none at all"
         )
+    lines += position_lines(report)
     speed = report.speed
     lines.append(
         f"loaded on {report.device}: {speed.prefill_tokens_per_second:.1f} tokens/s prefill, "
         f"{speed.decode_tokens_per_second:.1f} decode, peak memory {size(speed.peak_memory_bytes)}"
     )
+    lines += gpu_lines(speed.model_dump())
     for other in report.also:
         exact = "as predicted" if other.bytes.actual == other.bytes.predicted else "NOT as predicted"
         lines.append(

@@ -25,6 +25,7 @@ PortType = Literal[
     "evaluation",  # per-document KL, negative log-likelihood, top-1
     "packed",  # a folder that an engine loads
     "verdict",  # metrics and gates measured on the packed file
+    "generations",  # what the original and the packed model write after the same prompts
     "additivity",  # a plan's predicted damage against its measured one, on the same text
 ]
 

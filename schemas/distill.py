@@ -65,8 +65,8 @@ class Rates(Spec):
     """
 
     codes: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
-    """`auto`: 0.2 over the square root of the number of steps, so that noise alone, which Adam makes a walk of one rate a
-    step, carries no code over half a step of the grid, however long the training."""
+    """`auto`: 0.2 over the square root of the number of steps, so that noise alone, which Adam makes a walk of one rate
+    a step, carries no code over half a step of the grid, however long the training."""
     scales: float | None = Field(default=None, gt=0)
     norms: float | None = Field(default=None, gt=0)
     """Norms and biases."""

@@ -17,7 +17,7 @@ from schemas.pattern import Pattern
 from schemas.quantize import Quantize, Rounding
 from schemas.sensitivity import Metric, MetricName, PairProbe, Rescore
 from schemas.units import KEEP, Ends, EndsField, Grouping, Treatment
-from schemas.verify import Evaluate, Gates, Verify
+from schemas.verify import Evaluate, Gates, Generate, Measure, Verify
 
 StepSpec = Annotated[
     ModelSource
@@ -38,6 +38,8 @@ StepSpec = Annotated[
     | Join
     | Evaluate
     | Pack
+    | Measure
+    | Generate
     | Verify,
     Field(discriminator="step"),
 ]
@@ -67,6 +69,9 @@ class Recipe(Spec):
     nodes: dict[Name, Node] = Field(min_length=1)
 
 
+DomainName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+
+
 class ModelField(Spec):
     """Where the original model is. `builtin:demo` is the model shipped with Bitsmith."""
 
@@ -78,7 +83,8 @@ class TextFields(Spec):
     """Texts and how much of them is used. Sources are a file, a folder, JSONL, `builtin:calibrate`, `builtin:evaluate`.
 
     `length` is the window in tokens. Calibration reads the first `calibrate_windows` windows of the calibration text,
-    distillation, unless `distill` names a text of its own, windows after them; sensitivity scores use `score_windows` document windows of it.
+    distillation windows after them, unless `distill` names a text of its own; sensitivity scores use `score_windows`
+    document windows of it.
     With `rounds: 2` the plans are compared on `choose_windows` windows of the text `choose`, or where there is none, of
     a fifth of the calibration documents, which then nothing else reads.
     """
@@ -92,6 +98,9 @@ class TextFields(Spec):
     evaluate_windows: int = Field(default=128, ge=2)
     choose: str | None = None
     choose_windows: int = Field(default=128, ge=2)
+    domains: dict[DomainName, str] = {}
+    """Further texts to measure the packed file on, by name; nothing is chosen or gated by them."""
+    domain_windows: int = Field(default=64, ge=2)
     seed: int = 0
 
 
@@ -152,6 +161,8 @@ class ShortRecipe(Spec):
     target: Engine | None = None
     """Offer only formats that this engine runs from the (first) file format."""
     gates: Gates = Gates()
+    samples: int = Field(default=2, ge=0)
+    """Beginnings of evaluation windows that the original and the packed model continue, side by side."""
     batch: int = Field(default=16, ge=1)
     """Windows run through a block at once, in every step."""
 

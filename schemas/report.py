@@ -96,6 +96,15 @@ class Speed(Spec):
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     peak_memory_bytes: int
+    original_peak_memory_bytes: int | None = None
+    """Of the original at the same work. None, as everything below, on a CPU; None also where it does not fit the GPU."""
+    kernel_matrices: int | None = None
+    """Packed linears that kernels multiply by; None where there are none."""
+    copy_bytes_per_second: float | None = None
+    """The device's memory bandwidth, read and written, as a large copy reaches it."""
+    decode_bandwidth_fraction: float | None = None
+    """Stored bytes of those linears over the time their kernels take for one token, over that bandwidth; None where a
+    cache could hold them."""
 
 
 class Distilled(Spec):
@@ -147,6 +156,9 @@ class DomainRow(Spec):
     tokens: int
     kl: Interval
     uniform: Interval | None = None
+    ppl: Interval | None = None
+    original_ppl: Interval | None = None
+    top1: Interval | None = None
 
 
 class PositionRow(Spec):

@@ -16,6 +16,24 @@ class Evaluate(Spec):
     batch: int = Field(default=16, ge=1)
 
 
+class Measure(Spec):
+    """The packed folder on further tokens: one row of the report's table of domains."""
+
+    step: Literal["measure"]
+    batch: int = Field(default=16, ge=1)
+    bootstrap: int = Field(default=2000, ge=100)
+    seed: int = 0
+
+
+class Generate(Spec):
+    """What the original and the packed model write, greedily, after the first `prompt` tokens of `samples` windows."""
+
+    step: Literal["generate"]
+    samples: int = Field(default=2, ge=1)
+    prompt: int = Field(default=32, ge=1)
+    tokens: int = Field(default=32, ge=1)
+
+
 class Gates(Spec):
     """Conditions a build must meet to be promoted. `beats_uniform`: the allocated plan's KL, before any training, is
     below the best uniform format of no more bytes, and the paired interval of the difference excludes zero."""

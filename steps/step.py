@@ -62,7 +62,7 @@ class Env:
     memo: dict[Any, Any] = field(default_factory=dict)
     """Process-wide memory for things that are slow to rebuild, keyed by content (`remember`)."""
     resume: Path | None = None
-    """A folder that outlives a killed call of the same item, for what a step needs to go on; None where there is none."""
+    """A folder that outlives a killed call of the same item, for what a step needs to go on; None if there is none."""
 
     def remember(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         """The value under `key`, made once. Keeps one value per first element of the key."""

@@ -21,7 +21,7 @@ from schemas.sensitivity import (
     SizeNormalised,
     WeightError,
 )
-from schemas.verify import Evaluate, Verify
+from schemas.verify import Evaluate, Generate, Measure, Verify
 from steps.step import Step
 
 MODEL_LIBRARIES = ("torch", "transformers")
@@ -242,6 +242,30 @@ STEPS: tuple[Step, ...] = (
         outputs={"packed": "packed"},
         scope="model",
         libraries=("torch", "safetensors"),
+    ),
+    Step(
+        spec=Measure,
+        module="steps.verify.measure",
+        inputs={
+            "packed": "packed",
+            "model": "model",
+            "tokens": "tokens",
+            "reference": "reference",
+            "plan": "plan",
+            "uniform": "evaluation",
+        },
+        outputs={"evaluation": "evaluation"},
+        scope="model",
+        libraries=(*MODEL_LIBRARIES, "compressed-tensors"),
+        optional=frozenset({"plan", "uniform"}),
+    ),
+    Step(
+        spec=Generate,
+        module="steps.verify.generate",
+        inputs={"packed": "packed", "model": "model", "tokens": "tokens"},
+        outputs={"generations": "generations"},
+        scope="model",
+        libraries=(*MODEL_LIBRARIES, "compressed-tensors"),
     ),
     Step(
         spec=Verify,

@@ -29,6 +29,15 @@ METRICS = {
 }
 """Every metric name that is logged of a build; compare views and alerts may rely on them."""
 
+DOMAIN_METRICS = {
+    "kl_domain.NAME": "KL of the packed file on the text of a domain",
+    "kl_uniform_domain.NAME": "the same for the best uniform format of no more bytes",
+    "ppl_domain.NAME": "perplexity of the packed file there",
+    "ppl_original_domain.NAME": "perplexity of the original there",
+    "top1_domain.NAME": "share of tokens there whose likeliest next token is the original's",
+}
+"""Of a build, for each domain of `text.domains`."""
+
 SWEEP_METRICS = {
     "builds": "builds of the sweep that were made, or found in the store",
     "builds_failed": "those of them whose gates did not pass",
@@ -79,7 +88,7 @@ def flatten(recipe: Any, path: str = "") -> dict[str, str]:
 
 
 def metrics_of(report: Report) -> dict[str, float]:
-    """The values of METRICS that this build has."""
+    """The values of METRICS and DOMAIN_METRICS that this build has."""
     return {
         "bpw": report.bpw.linear,
         "bpw_total": report.bpw.total,
@@ -95,6 +104,23 @@ def metrics_of(report: Report) -> dict[str, float]:
         "seconds": report.seconds,
         "units_computed": float(sum(node.units_computed for node in report.nodes)),
         "units_cached": float(sum(node.units_cached for node in report.nodes)),
+        **domain_metrics_of(report),
+    }
+
+
+def domain_metrics_of(report: Report) -> dict[str, float]:
+    """The values of DOMAIN_METRICS that this build has, under each domain's own name."""
+    return {
+        f"{name}_domain.{row.name}": interval.value
+        for row in report.domains
+        for name, interval in (
+            ("kl", row.kl),
+            ("kl_uniform", row.uniform),
+            ("ppl", row.ppl),
+            ("ppl_original", row.original_ppl),
+            ("top1", row.top1),
+        )
+        if interval is not None
     }
 
 

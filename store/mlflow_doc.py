@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from store.lineage_facts import METRICS, SWEEP_METRICS, TAGS
+from store.lineage_facts import DOMAIN_METRICS, METRICS, SWEEP_METRICS, TAGS
 
 DOC = Path(__file__).with_name("MLFLOW.md")
-_TABLES = {"metrics": METRICS, "metrics of a sweep": SWEEP_METRICS, "tags": TAGS}
+_TABLES = {"metrics": METRICS, "metrics by domain": DOMAIN_METRICS, "metrics of a sweep": SWEEP_METRICS, "tags": TAGS}
 
 
 def with_tables(text: str) -> str:

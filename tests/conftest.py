@@ -54,6 +54,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceState]
         down(folder, say=lambda line: None)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under xdist's loadgroup, tests of one file stay in one process and in order, unless they name another group."""
     for item in items:

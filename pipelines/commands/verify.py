@@ -22,6 +22,7 @@ from schemas.errors import InputError
 from schemas.verify import Verify
 from steps.step import Env, Value
 from steps.verify.integrity import check_folder
+from steps.verify.options import check_options
 from steps.verify.show import lines
 from store.errors import Unavailable
 
@@ -37,16 +38,26 @@ def verify(options: argparse.Namespace) -> int:
     """0 when the folder is sound and measures what is recorded, 1 when it measures something else."""
     folder = Path(options.what).expanduser()
     folder = folder.parent if folder.is_file() else folder
-    if (options.model is None) != (options.text is None):
-        raise InputError("measuring takes a model and a text", wanted="--model and --text, or neither")
+    check_options(options)
     where = settings(options.store)
     found: dict[str, Any] = {"folder": str(folder), "sound": asdict(check_folder(folder))}
-    if not options.quick:
+    if not options.quick and (options.model is None or options.text is not None):
         found |= _measure(options, folder, where)
+    if options.tasks:
+        found["tasks"] = _tasks(options, folder, where)
     print("\n".join([*lines(found), *_said(found)]))
     if options.json is not None:
         write_json(options.json, found)
     return 0 if found.get("as_recorded", True) else DIFFERENT
+
+
+def _tasks(options: argparse.Namespace, folder: Path, where: Settings) -> dict[str, Any]:
+    from steps.verify.tasks import measure_tasks
+
+    model = None
+    if options.model is not None:
+        model = open_source_model(ModelSource(step="model", source=options.model), where.cache)
+    return measure_tasks(folder, options.tasks, model, device_of(options.device), options.limit)
 
 
 def _measure(options: argparse.Namespace, folder: Path, where: Settings) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Dense packing of small integers, row by row, lowest bit first.
 
 O rows, I columns, B bytes per row, R runs of 8 codes in all rows together. A run is 8 bytes before and `bits` bytes
-after, so it is worked on as one little-endian 64-bit number: neighbouring lanes are joined in pairs, from 8 bits wide to
-64, which costs three steps whatever the bits. Runs are taken a cacheful at a time.
+after, so it is worked on as one little-endian 64-bit number: neighbouring lanes are joined in pairs, from 8 bits wide
+to 64, which costs three steps whatever the bits. Runs are taken a cacheful at a time.
 """
 
 from __future__ import annotations

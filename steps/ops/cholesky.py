@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 
 PANEL = 128
+LANES = 16
+"""MKL takes fp64 products whose sizes are multiples of this in one order, whatever the number of threads; others not
+(AMD EPYC, MKL 2024.2 with MKL_CBWR=AVX2,STRICT)."""
 
 
 class FactorError(ArithmeticError):
@@ -21,6 +24,8 @@ def cholesky_(A_II: torch.Tensor) -> torch.Tensor:
     LAPACK's own blocking follows the number of threads, and with it the last bits of L. Here the panels are fixed, so
     that every sum is taken in one order: equal bits with 1 and 2 threads (tests), at LAPACK's speed.
     """
+    if len(A_II) % LANES:
+        return _padded(A_II)
     for start in range(0, len(A_II), PANEL):
         stop = min(start + PANEL, len(A_II))
         panel_IP = A_II[start:, start:stop]
@@ -33,6 +38,14 @@ def cholesky_(A_II: torch.Tensor) -> torch.Tensor:
             below_IP = panel_IP[stop - start :]
             below_IP.copy_(torch.linalg.solve_triangular(head_PP, below_IP.T, upper=False).T)
     return A_II.tril_()
+
+
+def _padded(A_II: torch.Tensor) -> torch.Tensor:
+    """`cholesky_` of A with rows of the identity below, which its factor does not see."""
+    order = len(A_II)
+    larger_II = torch.eye(-(-order // LANES) * LANES, dtype=A_II.dtype, device=A_II.device)
+    larger_II[:order, :order] = A_II
+    return A_II.copy_(cholesky_(larger_II)[:order, :order])
 
 
 def unit_upper_factor_(A_II: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -39,7 +39,7 @@ class Unfit(Exception):
 def read(files: Mapping[str, Path]) -> dict[str, Any]:
     """tokenizer.json and what stands beside it in one document; InputError when there is none."""
     if "tokenizer.json" not in files:
-        raise InputError("the model has no tokenizer.json", wanted="a fast tokenizer", fix="add it to the model's folder")
+        raise InputError("the model has no tokenizer.json", wanted="a fast tokenizer", fix="add it to its folder")
     found: dict[str, Any] = json.loads(files["tokenizer.json"].read_text("utf-8"))
     for name in ("tokenizer_config.json", "generation_config.json"):
         found[name] = json.loads(files[name].read_text("utf-8")) if name in files else {}

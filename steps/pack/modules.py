@@ -1,4 +1,5 @@
-"""Modules of a loaded model whose matrix stays packed and is dequantized, exactly, each time it is used.
+"""Modules of a loaded model whose matrix stays packed: multiplied by kernels where there are some for the device and
+the format (kernels/choose.py), else dequantized, exactly, each time it is used.
 
 O outputs, I inputs, S positions of any shape.
 """
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from schemas.format import Format
 from steps.pack.container import TORCH_DTYPE, decode
+from steps.pack.kernels.choose import product, serves
+from steps.pack.kernels.packed import view
 from steps.pack.sizes import linear_entries
 
 
@@ -34,6 +37,15 @@ class PackedMatrix(nn.Module):
         """W_OI fp32."""
         return decode(self.name, self.format, self.shape, self.stored()).dequantize()
 
+    def times(self, x_SI: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T + bias in the dtype of x."""
+        if not serves(self.format, self.shape, x_SI):
+            return F.linear(x_SI, self.dense().to(x_SI.dtype), bias)
+        part = {name: self.get_buffer(name) for name in self.parts}
+        packed = view(int(self.format.bits), self.shape[1], part["codes"], part["scale"], part.get("zero_point"))
+        y_SO = product(packed, x_SI)
+        return y_SO if bias is None else y_SO + bias
+
     def rows(self, index_S: torch.Tensor) -> torch.Tensor:
         """W_SI fp32: some rows of the matrix."""
         kept, place_S = torch.unique(index_S, return_inverse=True)
@@ -54,7 +66,7 @@ class PackedLinear(PackedMatrix):
 
     def forward(self, x_SI: torch.Tensor) -> torch.Tensor:
         """x W^T + bias."""
-        return F.linear(x_SI, self.dense().to(x_SI.dtype), self.bias)
+        return self.times(x_SI, self.bias)
 
 
 class PackedEmbedding(PackedMatrix):
@@ -80,4 +92,4 @@ class TiedHead(nn.Module):
 
     def forward(self, x_SI: torch.Tensor) -> torch.Tensor:
         """x E^T."""
-        return F.linear(x_SI, self._embedding[0].dense().to(x_SI.dtype))
+        return self._embedding[0].times(x_SI)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError
+from steps.verify.options import check_options, split
 from steps.verify.show import lines
 
 
@@ -29,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--windows", type=int, default=128, help="windows at most (128)")
     found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     found.add_argument("--engine", choices=("transformers", "llama.cpp"), default="transformers", help="what runs it")
+    found.add_argument("--tasks", type=split, default=(), metavar="FILE_OR_NAME,...", help="lm-eval tasks to run")
+    found.add_argument("--limit", type=int, help="with --tasks: samples of each at most")
     found.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
     return found
 
@@ -51,26 +54,32 @@ def verify(options: argparse.Namespace) -> dict[str, Any]:
     """`sound`, the facts of the folder, and with a model and a text `measured`."""
     from steps.verify.integrity import check_folder
 
-    if (options.model is None) != (options.text is None):
-        raise InputError("measuring takes a model and a text", wanted="--model and --text, or neither")
+    check_options(options)
     found: dict[str, Any] = {"sound": asdict(check_folder(options.folder))}
-    if options.model is not None:
+    if options.text is not None:
         found["measured"] = _measure(options)
+    if options.tasks:
+        from steps.verify.folder_model import FolderModel
+        from steps.verify.tasks import measure_tasks
+
+        model = None if options.model is None else FolderModel(options.model)
+        found["tasks"] = measure_tasks(options.folder, options.tasks, model, _device(options.device), options.limit)
     return found
 
 
-def _measure(options: argparse.Namespace) -> dict[str, Any]:
+def _device(asked: str) -> str:
     import torch
 
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
     from steps.step import Env
     from steps.verify.folder import measure_folder, tokens_of
     from steps.verify.folder_model import FolderModel, read_text
 
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="bitsmith-verify-") as scratch:
-        env = Env(device=device, scratch=Path(scratch))
+        env = Env(device=_device(options.device), scratch=Path(scratch))
         model = FolderModel(options.model)
         tokens = tokens_of(model, read_text(options.text, env.scratch), options.length, options.windows, env)
         return measure_folder(options.folder, model, tokens, env, engine=options.engine)

@@ -44,7 +44,7 @@ def contestants(inputs: Mapping[str, Value], rows: Mapping[str, Rows]) -> dict[s
         "mixed": Contestant(rows["documents"], sum(path.stat().st_size for path in weights)),
     }
     for port, key in PLANNED.items():
-        if port in inputs:
+        if port in inputs and (port != "uniform" or has_uniform(inputs)):
             found[port] = Contestant(inputs[port].meta["documents"], _planned_bytes(inputs, port, key))
     return found
 

@@ -23,7 +23,7 @@ from steps.verify.llama import logits
 from steps.verify.load_packed import different_weights, in_float32, load
 from steps.verify.metrics import Comparison, compare_chunk, documents_meta, join
 from steps.verify.run import device_name, measure
-from steps.verify.speed import measure_speed
+from steps.verify.speed import measure_speed, original_peak
 
 RESAMPLES = 2000
 VerifyEngine = Literal["transformers", "llama.cpp"]
@@ -59,8 +59,10 @@ def measure_folder(
         inputs["reference"] = reference
     if engine == "llama.cpp":
         return _facts(folder, llama_rows(folder, inputs, batch, env), env, speed=None, different=None)
+    prompt_S, limit = _prompt(tokens), max_length(model.meta["config"])
+    original_bytes = original_peak(model, prompt_S, env.device, limit)
     loaded = load(folder, env.device)
-    speed = measure_speed(loaded, _prompt(tokens), env.device, max_length(model.meta["config"]))
+    speed = measure_speed(loaded, prompt_S, env.device, limit, original_bytes)
     different = different_weights(loaded, model, selection) if selection is not None else []
     rows: Mapping[str, Any] = measure(in_float32(loaded), inputs, batch, env, different)
     return _facts(folder, rows, env, speed=speed.model_dump(mode="json"), different=different)

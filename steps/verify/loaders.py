@@ -9,11 +9,13 @@ import torch
 
 from schemas.errors import InputError
 from steps.model.experts import joined
+from steps.model.stream import DERIVED
 from steps.pack.modules import PackedEmbedding
 from steps.pack.quantization_config import targeted
 from steps.pack.read import PackedFolder
 from steps.pack.replace import put_packed
 from steps.pack.sizes import model_dtype
+from steps.step import Value
 
 
 def skeleton(config: dict[str, Any]) -> Any:
@@ -65,14 +67,20 @@ def load_decompressed(folder: Path) -> Any:
     return _filled(model, joined({name: tensor.to(model.dtype) for name, tensor in state.items()}), folder)
 
 
-def _filled(model: Any, state: dict[str, torch.Tensor], folder: Path) -> Any:
+def load_original(model: Value) -> Any:
+    """The original as transformers' own model, every parameter in its stored dtype."""
+    state = {name: model.tensors[name] for name in model.meta["shapes"] if not name.endswith(DERIVED)}
+    return _filled(skeleton(dict(model.meta["config"])), joined(state), str(model.meta.get("name", "model"))).eval()
+
+
+def _filled(model: Any, state: dict[str, torch.Tensor], folder: Path | str) -> Any:
     """Every parameter from `state`, the tied head from its embedding; InputError for one that is left empty."""
     _, unexpected = model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.device.type == "meta"]
     if left or unexpected:
         raise InputError(
-            "the packed folder is not of this architecture",
+            "the weights are not of this architecture",
             where=str(folder),
             got=f"{len(left)} missing, {len(unexpected)} unknown: {', '.join([*left, *unexpected][:3])}",
             wanted="exactly the model's parameters",

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from steps.model.positions import Positions
+from steps.verify.by_position import by_position
 
 FLOOR = -60.0
 """Least log-probability the original is credited with: e^-60 is far below fp32's resolution of a sum near 1."""
@@ -97,8 +99,9 @@ def weighted_mean(values: list[float], weights: list[int]) -> float:
     return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
 
 
-def documents_meta(comparison: Comparison, positions: Positions) -> dict[str, list[dict[str, float]]]:
-    """`documents` of an evaluation (tokens, kl, nll, top1), and the same of the `original` measured against itself."""
+def documents_meta(comparison: Comparison, positions: Positions) -> dict[str, list[dict[str, Any]]]:
+    """`documents` of an evaluation (tokens, kl, nll, top1), the same of the `original` measured against itself, and the
+    KL by position in the window (`positions`)."""
     kl_D, tokens_D = document_means(comparison.kl_P, positions)
     nll_D, _ = document_means(comparison.nll_P, positions)
     top1_D, _ = document_means(comparison.top1_P, positions)
@@ -107,4 +110,5 @@ def documents_meta(comparison: Comparison, positions: Positions) -> dict[str, li
     return {
         "documents": [{"tokens": t, "kl": k, "nll": n, "top1": a} for t, k, n, a in model],
         "original": [{"tokens": t, "kl": 0.0, "nll": n, "top1": 1.0} for t, n in itself],
+        "positions": by_position(comparison.kl_P, positions),
     }

@@ -17,12 +17,13 @@ from steps.model.stream import Stream
 from steps.model.structure import max_length
 from steps.step import Env, Output, Value
 from steps.verify.bootstrap import Rows, draw, measured
+from steps.verify.by_position import position_rows
 from steps.verify.contestants import against_uniform, contestants, contrasts_of, dumped, has_uniform, notes
 from steps.verify.experts import expert_coverage
 from steps.verify.gates import Facts, judge, largest_damping
 from steps.verify.load_packed import different_weights, folder_of, in_float32, load
 from steps.verify.metrics import compare, documents_meta
-from steps.verify.speed import measure_speed
+from steps.verify.speed import measure_speed, original_peak
 
 
 def run(spec: Verify, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
@@ -32,10 +33,12 @@ def run(spec: Verify, inputs: Mapping[str, Value], env: Env) -> dict[str, Output
     fp32, like the reference; speed is measured before widening, in the dtype it was loaded in.
     """
     model, selection = inputs["model"], inputs["selection"]
+    prompt_S, limit = _prompt(inputs["tokens"]), max_length(model.meta["config"])
+    original_bytes = original_peak(model, prompt_S, env.device, limit)
     loaded = load(folder_of(inputs["packed"].files, env.scratch / "packed"), env.device)
     facts = {"device": device_name(env.device), "dtype": str(loaded.dtype).removeprefix("torch.")}
     different = different_weights(loaded, model, selection)
-    speed = measure_speed(loaded, _prompt(inputs["tokens"]), env.device, max_length(model.meta["config"]))
+    speed = measure_speed(loaded, prompt_S, env.device, limit, original_bytes)
     rows = measure(in_float32(loaded), inputs, spec.batch, env, different)
     compared = {"compared": len(model.meta["dtypes"]), "different": different}
     meta = {
@@ -73,13 +76,21 @@ def verdict(
         "gates": [gate.model_dump(mode="json") for gate in gates],
         "passed": all(gate.passed for gate in gates),
         "documents": list(found["mixed"].rows),
+        "positions": _positions(inputs, rows, count_BD),
         "notes": notes(found, facts.has_uniform, different),
     }
 
 
+def _positions(inputs: Mapping[str, Value], rows: Mapping[str, Rows], count_BD: torch.Tensor) -> list[dict[str, Any]]:
+    """KL by position of the packed model and, where it was measured, of the uniform baseline."""
+    uniform = inputs["uniform"].meta.get("positions", ()) if "uniform" in inputs and has_uniform(inputs) else ()
+    found = position_rows(rows.get("positions", ()), uniform, count_BD)
+    return [row.model_dump(mode="json") for row in found]
+
+
 @torch.no_grad()
 def measure(loaded: Any, inputs: Mapping[str, Value], batch: int, env: Env, different: list[str]) -> Mapping[str, Rows]:
-    """Per-document rows of the loaded fp32 model (`documents`) and of the original (`original`).
+    """Per-document rows of the loaded fp32 model (`documents`) and of the original (`original`), and KL by position.
 
     InputError when its predictions are not finite, naming the weights that came out `different`.
     """

@@ -7,8 +7,22 @@ from typing import Any
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """Of `sound` and, when there is one, `measured`."""
-    return [*_sound(found["sound"]), *(_measured(found["measured"]) if "measured" in found else ())]
+    """Of `sound` and, when they are there, `measured` and `tasks`."""
+    said = [*_sound(found["sound"]), *(_measured(found["measured"]) if "measured" in found else ())]
+    return [*said, *(_task(name, facts) for name, facts in found.get("tasks", {}).items())]
+
+
+def _task(name: str, facts: Mapping[str, Any]) -> str:
+    """Every metric of the packed model, and of the original beside it, with standard errors."""
+    said = []
+    for metric, value in facts["mixed"].items():
+        original = f" (original {_with_error(facts['original'][metric])})" if "original" in facts else ""
+        said.append(f"{metric} {_with_error(value)}{original}")
+    return f"{name}: {', '.join(said)}, over {facts['samples']:,} samples"
+
+
+def _with_error(value: Mapping[str, Any]) -> str:
+    return f"{value['value']:.4f}" + ("" if value["stderr"] is None else f" ± {value['stderr']:.4f}")
 
 
 def _sound(sound: Mapping[str, Any]) -> list[str]:
@@ -38,4 +52,18 @@ def _measured(measured: Mapping[str, Any]) -> list[str]:
             f"on {measured['device']}: {speed['prefill_tokens_per_second']:.1f} tokens/s prefill, "
             f"{speed['decode_tokens_per_second']:.1f} decode, peak memory {speed['peak_memory_bytes'] / 1e9:.2f} GB"
         )
+        said += gpu_lines(speed)
+    return said
+
+
+def gpu_lines(speed: Mapping[str, Any]) -> list[str]:
+    """What a Speed says beyond throughput: nothing where it was measured on a CPU."""
+    said = []
+    if original := speed.get("original_peak_memory_bytes"):
+        times = speed["peak_memory_bytes"] / original
+        said.append(f"peak memory is {times:.2f} of the original's {original / 1e9:.2f} GB")
+    if matrices := speed.get("kernel_matrices"):
+        copy, fraction = speed["copy_bytes_per_second"], speed["decode_bandwidth_fraction"]
+        reach = "all fit its cache" if fraction is None else f"decoding reads at {fraction:.0%} of that"
+        said.append(f"kernels serve {matrices} packed matrices; memory copies at {copy / 1e9:,.0f} GB/s, {reach}")
     return said

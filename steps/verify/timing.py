@@ -6,6 +6,7 @@ O outputs, I inputs, S tokens.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -21,15 +22,19 @@ from schemas.format import Format
 from schemas.pack import PackFormat
 from schemas.quantize import MinMax, Nearest, QuantizeUnit, Rounding
 from steps.pack.container import encode
+from steps.pack.kernels.choose import serves
 from steps.pack.modules import PackedLinear
 from steps.pack.sizes import scale_dtype_name
 from steps.quantize.qtensor import from_value
 from steps.quantize.unit import run as quantize
 from steps.step import Env, Output
+from steps.verify.graph import beyond_cache, graph
 
 ROWS = 32
 """Rows that are really quantized; the others are copies, which take as long."""
 LEAST_SAMPLES, SAMPLE_SECONDS = 7, 1e-3
+MOST_COPIES = 128
+"""Linears so small that these fit a GPU's cache would be served from it in a model, too."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +87,31 @@ def _stored(fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> dict[str
 
 @torch.no_grad()
 def time_linear(linear: nn.Module, inputs: int, tokens: int, dtype: torch.dtype, device: str, seconds: float) -> Timed:
-    """Median time of a forward pass; samples of at least a millisecond until `seconds` have passed."""
+    """Median time of a forward pass; samples of at least a millisecond until `seconds` have passed.
+
+    On a GPU kernels are timed as engines launch them, in one CUDA graph, over so many copies of the linear that its
+    weights come from memory and not from a cache.
+    """
     x_SI = torch.randn(tokens, inputs, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    call = _repeated(lambda: linear(x_SI), device)
+    forward, each = _forward(linear, x_SI, device)
+    call = _repeated(forward, device)
     call(1)
     calls = max(1, round(SAMPLE_SECONDS / max(call(1), 1e-9)))
     samples, stop = list[float](), time.perf_counter() + seconds
     while len(samples) < LEAST_SAMPLES or time.perf_counter() < stop:
-        samples.append(call(calls) / calls)
+        samples.append(call(calls) / calls / each)
     low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
     return Timed(1e6 * middle, (high - low) / 2 / middle, len(samples))
+
+
+def _forward(linear: nn.Module, x_SI: torch.Tensor, device: str) -> tuple[Callable[[], object], int]:
+    """What is called, and how many forward passes it makes."""
+    captured = not isinstance(linear, PackedLinear) or serves(linear.format, linear.shape, x_SI)
+    if not (device.startswith("cuda") and captured):
+        return lambda: linear(x_SI), 1
+    size = sum(t.nbytes for t in linear.state_dict().values())
+    copies = [linear, *(copy.deepcopy(linear) for _ in range(min(MOST_COPIES, beyond_cache(device) // size)))]
+    return graph(lambda: [each(x_SI) for each in copies], device), len(copies)
 
 
 def _repeated(call: Callable[[], object], device: str) -> Callable[[int], float]:

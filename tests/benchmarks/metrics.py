@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import statistics
 import sys
 import time
@@ -49,6 +50,7 @@ from steps.verify.metrics import chunks, kl
 T = TypeVar("T")
 BUDGETS = (2.35, 2.5, 3.0, 3.5, 4.0)
 FORMATS = [f"int{bits}-g{group}" for bits in (2, 3, 4, 5, 6) for group in (32, 64, 128)]
+OWN_BYTES = ("int2-g64", "int3-g64", "int4-g64")
 MADE = ("statistics", "candidates", "scoring", "scoring_reference", "evaluation", "reference")
 """Nodes of the demo's recipe whose outputs are measured on."""
 RESAMPLES = 2000
@@ -250,6 +252,23 @@ def plan_table(bench: Bench, found: Mapping[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def own_bytes_table(bench: Bench, found: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Markdown: KL of plans at exactly the bytes of a uniform format, over that format's."""
+    count_BD = draw(len(measured(bench, uniform_plan(bench, FORMATS[0]))), RESAMPLES, 0)
+    lines = ["| plan of / uniform | " + " | ".join(OWN_BYTES) + " |", "|---|" + "---:|" * len(OWN_BYTES)]
+    meta = bench.ports["model"].meta
+    weights = sum(o * i for unit in units(meta["config"], meta["shapes"]) for o, i in unit.shapes)
+    for name in ("kl_probe", "fisher_rows", "output_error", "weight_error"):
+        cells = []
+        for fmt in OWN_BYTES:
+            alone = plan_of(bench, found[name]["metas"], 16, [fmt]).meta["certificate"]["budget"][0]["used"]
+            bits = math.ceil(8 * alone / weights * 1e4) / 1e4
+            plan = plan_of(bench, found[name]["metas"], bits).meta["plan"]
+            cells.append(kl_ratio(measured(bench, plan), measured(bench, uniform_plan(bench, fmt)), count_BD))
+        lines.append(_row(f"`{name}`", cells))
+    return lines
+
+
 def _row(name: str, cells: Sequence[str]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
@@ -368,7 +387,7 @@ def main() -> None:
     for name in METRICS:
         found[name] = scored(bench, name, bench.ports)
         print(f"{name}: {found[name]['seconds']:.2f} s", file=sys.stderr, flush=True)
-    parts = (metric_table, plan_table, kind_table, additivity_lines)
+    parts = (metric_table, plan_table, own_bytes_table, kind_table, additivity_lines)
     text = "\n\n".join("\n".join(part(bench, found)) for part in parts)
     text += f"\n\nScored on {options.score_windows} windows of text, measured on {options.evaluate_windows} others."
     print(text)

@@ -62,7 +62,7 @@ def refused(
         ("rounding={solver: {kind: feedbak}}", ["rounding.solver", "unknown kind 'feedbak'", "'feedback'"]),
         ("budget.bits_per_weight=1.0", ["no plan meets the budget", "at least 2.5", "at most 8.2", "smaller formats"]),
         ("budget.bits_per_weight=12", ["above what the largest plan takes", "2.5", "8.2", "lower the budget"]),
-        ("formats=[int4-g128]", ["int4-g128", "self_attn.q_proj", "64 weights per row", "smaller group size"]),
+        ("formats=[int4-g128]", ["int4-g128", "self_attn.q_proj", "64 weights per row", "formats that fit"]),
         ("formats=[int3-g32-asym, int4-g64]", ["int3-g32-asym", "zero points", "use int3-g32"]),
         ("pins=[{units: 'nothing.*', formats: [int4-g64]}]", ["matches no unit", "pins[0]", "layers.0.self_attn.qkv"]),
         ("text.evaluate={folder}/calibrate.jsonl", ["held out", "12 document(s) in both", "another text"]),

@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy() -> None:
     [
         (["run", "nothing.yaml"], "no such recipe"),
         (["run", "demo", "--set", "budget"], "FIELD.PATH=VALUE"),
-        (["plan", "demo", "--set", "method=magic"], "'gptq' or 'rtn'"),
+        (["plan", "demo", "--set", "method=magic"], "'gptq', 'rtn', 'autoround'"),
         (["plan", "demo", "--set", "model.source=/nowhere"], "/nowhere"),
         (["explain", "demo", "nonode"], "no such node"),
     ],

@@ -205,8 +205,8 @@ def test_quantized_models_are_refused(folder: Path) -> None:
 
 
 def test_unsupported_architecture_is_named(folder: Path) -> None:
-    edit_json(folder / "config.json", model_type="mixtral")
-    assert refused(folder, "unsupported model architecture").got == "mixtral"
+    edit_json(folder / "config.json", model_type="mamba")
+    assert refused(folder, "unsupported model architecture").got == "mamba"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from typing import Any
 
 from zygote import Child, Zygote
 
+from pipelines.delivery import NOTE
 from pipelines.servers import prefect_settings
 from pipelines.services import ServiceState
 from schemas.report import Report
@@ -111,8 +112,8 @@ class Bench:
         return Report.model_validate_json(self.json.read_text())
 
     def exported(self) -> dict[str, str]:
-        """sha256 of every file below the exported builds, by path."""
-        files = sorted(p for p in (self.folder / "builds").rglob("*") if p.is_file())
+        """sha256 of every file below the exported builds, by path; but for the one that names this folder's recipe."""
+        files = sorted(p for p in (self.folder / "builds").rglob("*") if p.is_file() and p.name != NOTE)
         return {str(p.relative_to(self.folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
     def run(

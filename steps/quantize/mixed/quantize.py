@@ -19,7 +19,7 @@ from steps.quantize.tensors.mixed import MixedTensor, steps
 from steps.step import Env
 
 WIDTHS: tuple[int, ...] = get_args(Bits)
-"""Of a single column. To drop columns (0 bits), as BAQ does, was measured worse: the noise model does not hold there."""
+"""Of a single column. Dropping columns (0 bits), as BAQ does, is not offered: the noise model does not hold there."""
 
 
 def quantize_mixed(

@@ -20,11 +20,11 @@ from schemas.calibrate import Reference
 from schemas.errors import InputError
 from schemas.pack import Pack
 from schemas.report import Contrast, GateRow, Measured, Speed
-from schemas.verify import Evaluate, Gates, Verify
+from schemas.verify import Evaluate, Gates, Measure, Verify
 from steps.calibrate import reference
 from steps.pack import run as pack
 from steps.step import Env, Output
-from steps.verify import evaluate
+from steps.verify import evaluate, measure
 from steps.verify import run as verify
 from steps.verify.load_packed import different_weights, folder_of, load
 
@@ -200,6 +200,28 @@ def test_no_uniform_that_fits_is_a_pass_and_a_note_and_one_that_was_not_measured
     assert none_fits["metrics"]["uniform"] is None and none_fits["contrasts"] == []
     unmeasured = judged(alone, tmp_path / "b")
     assert not gate(unmeasured, "beats_uniform").passed and "not measured" in unmeasured["notes"][0]
+
+
+def test_an_evaluation_of_no_uniform_plan_is_that_of_the_original_and_counts_for_nothing(
+    inputs: dict[str, Output], tmp_path: Path
+) -> None:
+    plan = inputs["plan"].meta
+    none_fits = Output({**plan, "uniform": None, "bytes": {**plan["bytes"], "uniform": None}})
+    found = judged({**inputs, "plan": none_fits}, tmp_path / "scratch")
+    assert found["metrics"]["uniform"] is None and "no uniform format fits" in found["notes"][0]
+    assert found["positions"] and {row["uniform"] for row in found["positions"]} == {None}
+
+
+def test_a_domain_is_measured_as_the_verdict_is_with_what_there_is(
+    inputs: dict[str, Output], meta: Mapping[str, Any], tmp_path: Path
+) -> None:
+    spec = Measure(step="measure", batch=4, bootstrap=200)
+    for name, plan in (("with", inputs["plan"]), ("without", Output({**inputs["plan"].meta, "uniform": None}))):
+        (tmp_path / name).mkdir()
+        row = measure.run(spec, {**inputs, "plan": plan}, Env(scratch=tmp_path / name))["evaluation"].meta["domain"]
+        assert (row["kl"], row["top1"]) == (meta["metrics"]["mixed"]["kl"], meta["metrics"]["mixed"]["top1"])
+        assert row["original_ppl"] == meta["metrics"]["original"]["ppl"]
+        assert row.get("uniform") == (meta["metrics"]["uniform"]["kl"] if name == "with" else None)
 
 
 def test_a_baseline_whose_size_is_unknown_is_refused(inputs: dict[str, Output], tmp_path: Path) -> None:
