@@ -97,7 +97,7 @@ class Speed(Spec):
     decode_tokens_per_second: float
     peak_memory_bytes: int
     original_peak_memory_bytes: int | None = None
-    """Of the original at the same work. None, as everything below, on a CPU; None also where it does not fit the GPU."""
+    """Of the original at the same work; None where it does not fit the GPU, and on a CPU, as everything below."""
     kernel_matrices: int | None = None
     """Packed linears that kernels multiply by; None where there are none."""
     copy_bytes_per_second: float | None = None

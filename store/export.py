@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import socket
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from schemas.errors import InputError
 from store.disk import link_or_copy, sync
@@ -27,8 +31,9 @@ def export(artifacts: Artifacts, digest: str, folder: Path) -> Path:
     files = artifacts.load(digest).files
     paths = {name: files[name] for name in files}
     target = Path(os.path.abspath(folder))
-    building = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    building = target.parent / f"{_prefix(target)}{os.getpid()}.{uuid.uuid4().hex}"
     with guard(str(target)):
+        _clear_after_the_killed(target)
         try:
             for name, path in paths.items():
                 _put(path, building / _safe(name))
@@ -38,6 +43,19 @@ def export(artifacts: Artifacts, digest: str, folder: Path) -> Path:
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def _prefix(target: Path) -> str:
+    """How the folders begin in which processes of this machine prepare `target`; their numbers follow."""
+    return f".{target.name}.{socket.gethostname()}."
+
+
+def _clear_after_the_killed(target: Path) -> None:
+    prefix = _prefix(target)
+    for left in target.parent.glob(f"{glob.escape(prefix)}*"):
+        process = left.name.removeprefix(prefix).partition(".")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _put(source: Path, to: Path) -> None:

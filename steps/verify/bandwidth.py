@@ -29,7 +29,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """`copy` in bytes per second, read and written; `fraction` of it that the sweep reads, None where it fits a cache."""
+    """`copy` in bytes per second, read and written; the sweep reads at `fraction` of it, None where it fits a cache."""
 
     matrices: int
     copy: float

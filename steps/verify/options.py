@@ -17,7 +17,7 @@ def check_options(options: argparse.Namespace) -> None:
     """InputError for options that do not go together or need what is not installed, before anything is read."""
     if (options.model is None) != (options.text is None) and not (options.tasks and options.text is None):
         raise InputError(
-            "measuring takes a model and a text", wanted="--model and --text, --model and --tasks, or neither"
+            "measuring takes a model and a text", wanted="--model and --text, or neither; --model alone with --tasks"
         )
     if options.limit is not None and (options.limit < 1 or not options.tasks):
         raise InputError(

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Of `sound` and, when they are there, `measured` and `tasks`."""
     said = [*_sound(found["sound"]), *(_measured(found["measured"]) if "measured" in found else ())]
-    return [*said, *(_task(name, facts) for name, facts in found.get("tasks", {}).items())]
+    return [*said, *(line for name, facts in found.get("tasks", {}).items() for line in _task(name, facts))]
 
 
-def _task(name: str, facts: Mapping[str, Any]) -> str:
-    """Every metric of the packed model, and of the original beside it, with standard errors."""
-    said = []
+def _task(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
+    """A line per metric: the packed model's, and the original's if it was run, with standard errors."""
     for metric, value in facts["mixed"].items():
-        original = f" (original {_with_error(facts['original'][metric])})" if "original" in facts else ""
-        said.append(f"{metric} {_with_error(value)}{original}")
-    return f"{name}: {', '.join(said)}, over {facts['samples']:,} samples"
+        original = f", original {_with_error(facts['original'][metric])}" if "original" in facts else ""
+        yield f"{name}: {metric} {_with_error(value)}{original}, over {facts['samples']:,} samples"
 
 
 def _with_error(value: Mapping[str, Any]) -> str:

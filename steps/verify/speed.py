@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import statistics
 import sys
@@ -61,6 +62,7 @@ def original_peak(model: Value, prompt_S: torch.Tensor, device: str, limit: int)
     except torch.OutOfMemoryError:
         return None
     finally:
+        gc.collect()  # a model refers to itself
         torch.cuda.empty_cache()
 
 

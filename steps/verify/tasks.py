@@ -61,7 +61,10 @@ def _open(name: str) -> Mapping[str, Any]:
         return {path.stem: _questions_task(path.stem, read_questions(path))}
     is_file = path.suffix in (".yaml", ".yml")
     try:
-        with contextlib.chdir(path.parent if is_file else Path()):  # data files are named relative to their task
+        with (
+            quiet(),
+            contextlib.chdir(path.parent if is_file else Path()),
+        ):  # data files are named relative to their task
             manager = TaskManager(include_defaults=not is_file)
             tasks: Mapping[str, Any] = manager.load(path.name if is_file else name)["tasks"]
             return tasks
@@ -80,17 +83,17 @@ def _questions_task(name: str, questions: Sequence[Mapping[str, Any]]) -> Any:
     from lm_eval.api.task import ConfigurableTask
 
     data = DatasetDict({"test": Dataset.from_list(list(questions))})
-    return ConfigurableTask(
-        config={
-            "task": name,
-            "custom_dataset": lambda **_: data,
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "question",
-            "doc_to_choice": "choices",
-            "doc_to_target": "answer",
-        }
-    )
+    config = {
+        "task": name,
+        "custom_dataset": lambda **_: data,
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "question",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+    }
+    with quiet():
+        return ConfigurableTask(config=config)
 
 
 def read_questions(path: Path) -> list[dict[str, Any]]:

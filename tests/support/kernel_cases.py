@@ -12,7 +12,12 @@ from steps.pack.kernels.packed import Packed, view
 
 
 def packed_case(
-    bits: int, shape: tuple[int, int], group: int, signed: bool, scale: torch.dtype = torch.bfloat16, device: str = "cpu"
+    bits: int,
+    shape: tuple[int, int],
+    group: int,
+    signed: bool,
+    scale: torch.dtype = torch.bfloat16,
+    device: str = "cpu",
 ) -> tuple[torch.Tensor, Packed]:
     """W_OI fp32 and the same matrix packed, with scales of both signs and every code of the grid."""
     generator = torch.Generator().manual_seed(bits)

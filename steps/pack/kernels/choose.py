@@ -51,8 +51,9 @@ def product(packed: Packed, x_SI: torch.Tensor) -> torch.Tensor:
     from steps.pack.kernels.matvec import matvec
 
     x_MI = x_SI.reshape(-1, packed.columns)
+    most = MOST_TOKENS if x_SI.is_cuda or x_SI.dtype == torch.float16 else 1  # the interpreter's dot misreads bf16
     with torch.cuda.device_of(x_SI):  # type: ignore[no-untyped-call]
-        if x_SI.dtype not in HALF or not 0 < len(x_MI) <= MOST_TOKENS:
+        if x_SI.dtype not in HALF or not 0 < len(x_MI) <= most:
             return F.linear(x_SI, dense(packed, x_SI.dtype))
         y_MO = matvec(packed, x_MI[0])[None] if len(x_MI) == 1 else matmul(packed, x_MI)
     return y_MO.view(*x_SI.shape[:-1], -1)

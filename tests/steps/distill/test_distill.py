@@ -76,15 +76,15 @@ def test_training_helps_and_what_is_reported_is_what_the_stored_tensors_do(famil
     assert facts["tokens"] == 1536 and facts["passes"] == 96 / 64 and "used 1.5 times" in " ".join(facts["notes"])
 
 
-RATES = {"latent": 0.06, "autoround": 0.03, "discquant": 0.3, "pdquant": 0.5, "bitdistiller": 0.03}
+RATES = {"latent": 0.05, "autoround": 0.03, "discquant": 0.3, "pdquant": 0.5, "bitdistiller": 0.03}
 """Large ones: a tiny model is trained for a few steps."""
 
 
 @pytest.mark.parametrize("name", RATES)
 def test_every_row_refines_codes_within_format_and_bytes(name: Any) -> None:
     model = tiny_value(dtype=torch.bfloat16)
-    names = ["int2-g32", "int4-row", "int3-g32-asym", "int2-row-sym"]
-    selection = selection_of(model, {u.name: names[i % 4] for i, u in enumerate(units_of(model))})
+    names = ["int2-g32"] if name == "latent" else ["int2-g32", "int4-row", "int3-g32-asym", "int2-row-sym"]
+    selection = selection_of(model, {u.name: names[i % len(names)] for i, u in enumerate(units_of(model))})
     row = refinement_of(name).model_dump()
     trains = [part for part, rate in row["rates"].items() if rate and part != "by_bits"]
     row |= {"batch": 8, "held_out": 16, "check_every": 8, "tokens": 32 * 8 * 16}
