@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from browsers import Served, chromium, complaints, requested, serve, until
 from pages import fill, made_up, record_tiny
+from selenium.common.exceptions import StaleElementReferenceException
 
 from schemas.report import Report
 from store.open import Store
@@ -182,7 +184,8 @@ def test_a_copied_recipe_is_built_live_without_quantizing(
 
     def ended() -> bool:
         for place in ("#running h2", "#started header p"):
-            seen.update(e.text.split(" for ")[0] for e in driver.find_elements("css selector", place))
+            with suppress(StaleElementReferenceException):  # the page has just drawn it anew: look again
+                seen.update(e.text.split(" for ")[0] for e in driver.find_elements("css selector", place))
         return "passed" in seen or any(word.startswith(("ended", "refused")) for word in seen)
 
     until(ended, 240)

@@ -1,6 +1,6 @@
 """How fast the kernels of our container are on this GPU, against fp16 and against its memory: torch and triton alone.
 
-    PYTHONPATH=.:tests/support python tests/benchmarks/kernels.py [--tokens 1] [--json FILE]
+    PYTHONPATH=.:tests/support python tests/benchmarks/decode_kernels.py [--tokens 1] [--json FILE]
 
 For every width and the two shapes of the goal: error against dequantize and multiply, microseconds of the kernel and of
 a dense fp16 product, their ratio, and how much of the bandwidth of a large copy the packed bytes reach. Each is
