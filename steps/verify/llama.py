@@ -27,8 +27,8 @@ WORKER = Path(__file__).with_name("llama_worker.py")
 
 
 def environment() -> Path:
-    """Where it is: BITSMITH_LLAMA, else ~/.cache/bitsmith/llama."""
-    return Path(os.environ.get("BITSMITH_LLAMA", "~/.cache/bitsmith/llama")).expanduser()
+    """Where it is: BITSMITH_LLAMA, else ~/.cache/bitsmith/llama. An empty value is none: never the current folder."""
+    return Path(os.environ.get("BITSMITH_LLAMA") or "~/.cache/bitsmith/llama").expanduser()
 
 
 def python() -> Path:
