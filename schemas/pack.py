@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from schemas.base import Spec
 
@@ -23,6 +23,13 @@ class Packing(Spec):
     format: PackFormat = "compressed-tensors"
     shard_bytes: int | None = Field(default=None, ge=1)
     """Begin another weights file before one holds more than this many bytes of tensors; a matrix is never cut."""
+
+
+    @model_validator(mode="after")
+    def _one_file(self) -> Packing:
+        if self.format == "gguf" and self.shard_bytes is not None:
+            raise ValueError("gguf is written as one file: leave shard_bytes out, or choose another format")
+        return self
 
 
 def parse_packing(value: Any) -> Any:
@@ -59,6 +66,11 @@ class Pack(Spec):
     shard_bytes: int | None = Field(default=None, ge=1)
     target: Engine | None = None
     """Refuse whatever this engine cannot run; when unsaid, the engine is the file format's own."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Pack:
+        _ = self.packing  # raises what cannot be
+        return self
 
     @property
     def packing(self) -> Packing:

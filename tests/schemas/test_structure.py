@@ -77,3 +77,14 @@ def test_impossible_mixtures_are_refused(change: dict[str, Any], message: str) -
 def test_key_value_heads_are_only_implied_for_llama() -> None:
     with pytest.raises(InputError, match="num_key_value_heads"):
         expected_shapes(tiny_config("qwen2") | {"num_key_value_heads": None}, "config.json")
+
+
+def test_a_gguf_in_several_files_is_refused_not_ignored() -> None:
+    from functools import partial
+
+    from schemas.pack import Pack, Packing
+
+    for make in (Packing, partial(Pack, step="pack")):
+        with pytest.raises(ValueError, match="one file: leave shard_bytes out"):
+            make(format="gguf", shard_bytes=1000)
+        assert make(format="bitsmith", shard_bytes=1000).shard_bytes == 1000
