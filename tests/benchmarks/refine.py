@@ -1,12 +1,13 @@
 """What refinement gains on one plan, option by option: KL on text held out from training and on the evaluation text.
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python tests/benchmarks/refine.py --keep FOLDER [--tokens 98304] [--only NAME ...]
-        [--formats int3-g64] [--bits 3.26] [--write]
+        [--formats int3-g64] [--bits 3.26] [--device cpu] [--write]
 
 Every row starts from the same selection of the demo model, except the one whose candidates are rounded to nearest.
-Training text is the split that the demo model was trained on, written to FOLDER/train.jsonl; the evaluation text is
-never trained on. Rows that are done are kept in FOLDER. `--write` puts the table into steps/distill/README.md. Seconds
-are CPU seconds.
+Training text is the split that the demo model was trained on; the evaluation text is never trained on. What a row
+starts from is prepared in FOLDER (refine_inputs.py), which can then be taken to a machine with a GPU and little else:
+`--device cuda`. Rows that are done are kept in FOLDER. `--write` puts the table into steps/distill/README.md. Seconds
+are CPU seconds; of what ran on a GPU, elapsed ones.
 """
 
 from __future__ import annotations
@@ -18,15 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.build import prepare
-from pipelines.demo.corpus import documents, split_of
-from pipelines.drive import drive
+from refine_inputs import FORMATS, load, prepare
+
 from pipelines.methods.refine import refinement_of
-from pipelines.run import Place, Runner
-from pipelines.settings import Settings
 from schemas.base import digest_of
 from schemas.distill import Distill
-from schemas.recipe import Recipe
 from schemas.verify import Evaluate
 from steps.distill import run as distill
 from steps.step import Env, Value
@@ -34,7 +31,6 @@ from steps.verify import evaluate
 
 README = Path("steps/distill/README.md")
 BEGIN, END = "<!-- refine.py -->", "<!-- end of refine.py -->"
-FORMATS = [f"int{b}-g{g}" for b in (2, 3, 4) for g in (32, 64, 128)] + ["int5-g128", "int6-g128"]
 SLOW = {"scales": 1e-3, "norms": 1e-3}
 BLOCKS = {"kind": "blocks", "width": 1, "stride": 1}
 OUTPUTS = [{"kind": "outputs"}]
@@ -81,68 +77,31 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--bits", type=float, default=3.26)
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     parser.add_argument("--only", nargs="+", choices=VARIANTS)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", action="store_true")
     return parser.parse_args()
 
 
-def training_text(folder: Path) -> Path:
-    """The demo model's training documents as JSONL."""
-    path = folder / "train.jsonl"
-    if not path.exists():
-        named = [(name, text) for name, text in sorted(documents().items()) if split_of(name) == "train"]
-        path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in named))
-    return path
-
-
 def surroundings(arguments: argparse.Namespace, method: str) -> dict[str, Value]:
-    """model, selection, and tokens for training and evaluation, from the demo's recipe up to its selection."""
-    keep: Path = arguments.keep
-    where = Settings(keep / "state", str(keep / "store"), f"sqlite:///{keep / 'mlflow.db'}", None)
-    changes = [
-        ("method", method),
-        ("sensitivity", "fisher"),
-        ("formats", arguments.formats),
-        ("budget", {"bits_per_weight": arguments.bits}),
-        ("distill", {"text": str(training_text(keep)), "tokens": arguments.tokens}),
-    ]
-    build = prepare("demo", changes, where, "cpu")
-    kept = needed(build.recipe, ["allocated", "training", "reference"])
-    runner = Runner(kept, build.runner.store, Place("cpu", keep / "cache"))
-    outputs = drive(runner, runner.execute).outputs
-    load = runner.store.artifacts.load
-    return {
-        "model": runner.source("model"),
-        "selection": load(outputs["allocated"]["selection"]),
-        "training": load(outputs["training"]["tokens"]),
-        "evaluation": load(outputs["evaluation"]["tokens"]),
-        "reference": load(outputs["reference"]["reference"]),
-    }
-
-
-def needed(recipe: Recipe, wanted: list[str]) -> Recipe:
-    """The nodes that these stand on, and themselves."""
-    names, stack = set(), list(wanted)
-    while stack:
-        name = stack.pop()
-        if name not in names:
-            names.add(name)
-            stack += [edge.partition(".")[0] for edge in recipe.nodes[name].inputs.values()]
-    return Recipe(name=recipe.name, nodes={name: node for name, node in recipe.nodes.items() if name in names})
+    """model, selection, and tokens for training and evaluation: prepared here, or taken from where they were."""
+    keep, formats, bits, tokens = arguments.keep, arguments.formats, arguments.bits, arguments.tokens
+    return load(prepare(keep, formats, bits, method, tokens))
 
 
 def row(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """One variant, measured once."""
     variant = dict(VARIANTS[name])
-    about = [variant, arguments.tokens, arguments.bits, list(arguments.formats)]
+    about = [variant, arguments.tokens, arguments.bits, list(arguments.formats), arguments.device]
     path = arguments.keep / f"row-{digest_of(about)[:16]}.json"
     if path.exists():
         return dict(json.loads(path.read_text()))
     at = surroundings(arguments, variant.pop("candidates", "gptq"))
     spec = refinement_of(variant.pop("method", "latent")).model_dump() | variant | {"tokens": arguments.tokens}
-    started = time.process_time()
+    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
+    started = clock()
     inputs = {"model": at["model"], "selection": at["selection"], "tokens": at["training"]}
-    after = distill.run(Distill.model_validate(spec), inputs, Env())["selection"]
-    seconds = time.process_time() - started
+    after = distill.run(Distill.model_validate(spec), inputs, Env(arguments.device))["selection"]
+    seconds = clock() - started
     facts = {k: v for k, v in after.meta["distilled"].items() if k not in ("curve", "blocks")}
     found = {"seconds": seconds, "before": kl(at, at["selection"]), "after": kl(at, after), "facts": facts}
     path.write_text(json.dumps(found))
