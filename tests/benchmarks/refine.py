@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from readme_table import lines_of, put
 from refine_inputs import FORMATS, load, prepare
 
 from pipelines.methods.refine import refinement_of
@@ -29,8 +30,6 @@ from steps.distill import run as distill
 from steps.step import Env, Value
 from steps.verify import evaluate
 
-README = Path("steps/distill/README.md")
-BEGIN, END = "<!-- refine.py -->", "<!-- end of refine.py -->"
 SLOW = {"scales": 1e-3, "norms": 1e-3}
 BLOCKS = {"kind": "blocks", "width": 1, "stride": 1}
 OUTPUTS = [{"kind": "outputs"}]
@@ -61,12 +60,10 @@ def main() -> None:
     arguments = parsed()
     arguments.keep.mkdir(parents=True, exist_ok=True)
     rows = {name: row(arguments, name) for name in arguments.only or VARIANTS}
-    lines = table(rows)
+    lines = lines_of([cells(name, found) for name, found in rows.items()])
     print("\n".join(lines))
     if arguments.write:
-        text = README.read_text()
-        head, _, rest = text.partition(BEGIN)
-        README.write_text("\n".join([head + BEGIN, "", *lines, "", END + rest.partition(END)[2]]))
+        put(lines, Path("steps/distill/README.md"), "refine.py")
 
 
 def parsed() -> argparse.Namespace:
@@ -115,21 +112,19 @@ def kl(at: Mapping[str, Value], selection: Value) -> float:
     return float(sum(d["kl"] * d["tokens"] for d in documents_of) / sum(d["tokens"] for d in documents_of))
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown; ratios are after over before, a kept input is marked."""
-    lines = [
-        "| what is trained | KL before | KL after | ratio | held-out ratio | tokens | passes | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, found in rows.items():
-        facts = found["facts"]
-        kept = "" if facts["step_kept"] else " (input kept)"
-        lines.append(
-            f"| {name}{kept} | {found['before']:.5f} | {found['after']:.5f} | {found['after'] / found['before']:.3f} "
-            f"| {facts['after'] / facts['before']:.3f} | {facts['tokens']:,} | {facts['passes']:.2f} "
-            f"| {found['seconds']:.0f} |"
-        )
-    return lines
+def cells(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    """A row of the table; ratios are after over before, a kept input is marked."""
+    facts = found["facts"]
+    return {
+        "what is trained": name if facts["step_kept"] else f"{name} (input kept)",
+        "KL before": f"{found['before']:.5f}",
+        "KL after": f"{found['after']:.5f}",
+        "ratio": f"{found['after'] / found['before']:.3f}",
+        "held-out ratio": f"{facts['after'] / facts['before']:.3f}",
+        "tokens": f"{facts['tokens']:,}",
+        "passes": f"{facts['passes']:.2f}",
+        "seconds": f"{found['seconds']:.0f}",
+    }
 
 
 if __name__ == "__main__":
