@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,17 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             context = fault["ctx"]
             kind = context["discriminator"].strip("'")
             message = f"unknown {kind} {context['tag']!r}; wanted {context['expected_tags']}"
-            hint = _suggest(str(context["tag"]), [t.strip(" '") for t in context["expected_tags"].split(",")])
+            hint = _suggest(str(context["tag"]), _quoted(context["expected_tags"]))
+        elif fault["type"] == "literal_error":
+            message = f"unknown {fault['input']!r}; wanted {fault['ctx']['expected']}"
+            hint = _suggest(str(fault["input"]), _quoted(fault["ctx"]["expected"]))
         lines.append(f"\n    {path}: {message}{hint}")
     return "".join(lines)
+
+
+def _quoted(text: str) -> list[str]:
+    """The words in quotes in one of pydantic's messages."""
+    return re.findall(r"'([^']*)'", text)
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:

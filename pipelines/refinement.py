@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args
 
+from pydantic import ValidationError
+
 from pipelines.methods.refine import refinement_of
-from schemas.distill import Blocks, Distill, Outputs, Reconstruct, Training, Whole
+from schemas.distill import Blocks, Distill, Outputs, Reconstruct, Training
 from schemas.errors import InputError
-from schemas.recipe import DistillFields, Node, Refinement, ShortRecipe
+from schemas.recipe import DistillFields, Node, Refinement, ShortRecipe, Streamed
 
 MakeNode = Callable[..., Node]
-OVERRIDES = ("tokens", "batch", "rates", "held_out", "check_every", "patience")
+ELSEWHERE = {"method", "text"}
+"""Fields of a recipe's `distill` that are no fields of the step."""
+STREAMED = (Outputs(kind="outputs"),)
+"""The one objective of a block that is refined by itself."""
 
 
 def asked(short: ShortRecipe) -> DistillFields | None:
@@ -24,12 +29,18 @@ def refined(short: ShortRecipe, fields: DistillFields) -> Distill:
     """The method's row with the recipe's own choices in place."""
     implied: Any = short.method if short.method in get_args(Refinement) else "latent"
     row = refinement_of(fields.method or implied)
-    given = {name: getattr(fields, name) for name in OVERRIDES if getattr(fields, name) is not None}
-    if fields.scope == "whole":
-        given["scope"] = Whole(kind="whole")
-    elif fields.scope is not None and not isinstance(row.scope, Blocks):
+    given = {name: value for name, value in fields if value is not None and name not in ELSEWHERE}
+    if isinstance(fields.scope, Streamed):
         given["scope"] = Blocks(kind="blocks")
-    return Distill.model_validate(row.model_copy(update={**given, "seed": short.text.seed}).model_dump())
+    try:
+        return Distill.model_validate(row.model_copy(update={**given, "seed": short.text.seed}).model_dump())
+    except ValidationError as error:
+        raise InputError(
+            "these parts of a refinement do not go together",
+            where="distill",
+            got="; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors()),
+            fix=f"change them, or another field of `{fields.method or implied}` with them",
+        ) from error
 
 
 def training_text(short: ShortRecipe, tokens: Callable[..., Node]) -> dict[str, Node]:
@@ -53,15 +64,15 @@ def refinement(short: ShortRecipe, node: MakeNode) -> tuple[dict[str, Node], str
         return {}, "allocated"
     spec = refined(short, fields)
     inputs = {"model": "model", "selection": "allocated", "tokens": "training"}
-    if fields.scope != "stream":
+    if not isinstance(fields.scope, Streamed):
         return {"distilled": Node(spec=spec, inputs=inputs)}, "distilled"
-    if any(not isinstance(term, Outputs) or term.fisher for term in spec.objective):
+    if spec.objective != STREAMED:
         raise InputError(
             "this refinement needs the whole model",
             where="distill.scope",
-            got="stream",
+            got="stream, with another objective than a block's output",
             wanted="a method that matches block outputs alone: autoround, adaquant",
-            fix="leave `scope` out, or choose one of these methods",
+            fix="leave `scope` out, choose one of these methods, or give `objective: [{kind: outputs}]`",
         )
     shared = {name: getattr(spec, name) for name in Training.model_fields}
     return {

@@ -94,6 +94,9 @@ class SignDescent(Spec):
     kind: Literal["sign"]
 
 
+Optimizer = Annotated[Adam | SignDescent, Field(discriminator="kind")]
+
+
 class Schedule(Spec):
     """Linear over a share `warmup` of the steps, then `shape` to 0."""
 
@@ -167,7 +170,7 @@ class Training(Spec):
 
     codes: Codes = StraightThrough(kind="ste")
     rates: Rates = Rates(codes="auto", scales=1e-3, norms=1e-3)
-    optimizer: Annotated[Adam | SignDescent, Field(discriminator="kind")] = Adam(kind="adam")
+    optimizer: Optimizer = Adam(kind="adam")
     schedule: Schedule = Schedule()
     tokens: int = Field(default=60_000, ge=1)
     """To train on, each once; text that is too short is used again, with a warning."""

@@ -24,7 +24,6 @@ class Packing(Spec):
     shard_bytes: int | None = Field(default=None, ge=1)
     """Begin another weights file before one holds more than this many bytes of tensors; a matrix is never cut."""
 
-
     @model_validator(mode="after")
     def _one_file(self) -> Packing:
         if self.format == "gguf" and self.shard_bytes is not None:

@@ -10,7 +10,18 @@ from schemas.allocate import ILP, Additivity, Allocate, Allocator, Choose, Pin, 
 from schemas.base import Spec
 from schemas.budget import Budget
 from schemas.calibrate import Calibrate, ModelSource, Reference, TextSource, Tokenize
-from schemas.distill import Distill, Join, Rates, Reconstruct
+from schemas.distill import (
+    Blocks,
+    Codes,
+    Distill,
+    Join,
+    Optimizer,
+    Rates,
+    Reconstruct,
+    Schedule,
+    Term,
+    Whole,
+)
 from schemas.format import FormatField
 from schemas.pack import Engine, Pack, Packing, PackingsField
 from schemas.pattern import Pattern
@@ -107,6 +118,12 @@ class TextFields(Spec):
 Refinement = Literal["latent", "scales", "autoround", "discquant", "adaquant", "pdquant", "bitdistiller"]
 
 
+class Streamed(Spec):
+    """One block at a time in memory, each cached by itself; for what matches block outputs alone."""
+
+    kind: Literal["stream"]
+
+
 class DistillFields(Spec):
     """Refinement after selection: a row of `pipelines/methods/refine.py`, and what differs from it."""
 
@@ -114,14 +131,24 @@ class DistillFields(Spec):
     """Without one, that of the recipe's `method` if it is about refinement, else `latent`."""
     text: str | None = None
     """Source of the text; without one, the calibration text beyond the windows that calibrate."""
-    scope: Literal["whole", "blocks", "stream"] | None = None
-    """`stream` holds one block at a time and is cached by block; for methods that match block outputs."""
+    scope: Annotated[Whole | Blocks | Streamed, Field(discriminator="kind")] | None = None
+    """`whole`, `blocks` and `stream` stand for their kind alone."""
+    codes: Codes | None = None
+    objective: tuple[Term, ...] | None = Field(default=None, min_length=1)
+    optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    rates: Rates | None = None
+    """What has no rate is not trained."""
     tokens: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
-    rates: Rates | None = None
     held_out: int | None = Field(default=None, ge=1)
     check_every: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _word(cls, scope: Any) -> Any:
+        return {"kind": scope} if isinstance(scope, str) else scope
 
 
 Method = Literal["gptq", "rtn", "autoround", "discquant", "adaquant", "pdquant", "bitdistiller"]

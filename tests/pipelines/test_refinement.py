@@ -1,0 +1,142 @@
+"""The short form of a refinement: every field reaches the step and changes what it does; what cannot be is refused."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from models import tiny_tokens, tiny_value
+from selections import selection_of
+
+from pipelines.expand import expand
+from pipelines.recipe_file import parse_recipe
+from pipelines.refinement import refined
+from schemas.distill import Blocks, Distill, Reconstruct
+from schemas.errors import InputError
+from schemas.recipe import DistillFields, ShortRecipe
+from steps.distill import run as distill
+from steps.step import Env
+
+MODEL = tiny_value()
+SELECTION = selection_of(MODEL, "int2-g32")
+TOKENS = tiny_tokens(40, 16)
+BASE: dict[str, Any] = {
+    "tokens": 6 * 4 * 16,
+    "batch": 4,
+    "held_out": 8,
+    "check_every": 2,
+    "rates": {"codes": 0.2, "scales": 1e-2},
+}
+WILD = {"rates": {"codes": 1.0, "scales": 0.5}, "check_every": 1}
+OUTPUTS = {"scope": "blocks", "objective": [{"kind": "outputs"}]}
+WIDE = {"scope": {"kind": "blocks", "width": 2}, "objective": [{"kind": "outputs"}]}
+CHANGES: list[tuple[str, dict[str, Any], Any]] = [
+    ("method", {}, "bitdistiller"),
+    ("scope", {}, "blocks"),
+    ("scope", OUTPUTS, {"kind": "blocks", "width": 2}),
+    ("scope", WIDE, {"kind": "blocks", "width": 2, "stride": 2}),
+    ("codes", {}, {"kind": "box"}),
+    ("codes", {}, {"kind": "ste", "start": "cell"}),
+    ("objective", {}, [{"kind": "logits", "divergence": "reverse"}]),
+    ("objective", {}, [{"kind": "logits", "top_k": 4}]),
+    ("objective", OUTPUTS, [{"kind": "outputs", "fisher": True}]),
+    ("optimizer", {}, {"kind": "sign"}),
+    ("optimizer", {}, {"kind": "adam", "beta2": 0.5}),
+    ("schedule", {}, {"shape": "constant"}),
+    ("schedule", {}, {"warmup": 0.5}),
+    ("rates", {}, {"scales": 1e-2}),
+    ("rates", {}, {**BASE["rates"], "by_bits": {"2": 0.1}}),
+    ("tokens", {}, 4 * 4 * 16),
+    ("batch", {}, 2),
+    ("held_out", {}, 4),
+    ("check_every", {}, 3),
+    ("patience", WILD, 1),
+]
+"""Field of `distill`, what else is said there, and the field's other value."""
+
+
+def recipe(**fields: Any) -> ShortRecipe:
+    found = parse_recipe(
+        {
+            "name": "x",
+            "model": {"source": "nowhere"},
+            "budget": {"bits_per_weight": 4},
+            "formats": ["int4-g64"],
+            "sensitivity": "fisher",
+            **fields,
+        },
+        "here",
+    )
+    assert isinstance(found, ShortRecipe)
+    return found
+
+
+def spec_of(**fields: Any) -> Distill:
+    short = recipe(distill=BASE | fields)
+    assert short.distill is not None
+    return refined(short, short.distill)
+
+
+@cache
+def outcome(spec: str) -> Any:
+    inputs = {"model": MODEL, "selection": SELECTION, "tokens": TOKENS}
+    return distill.run(Distill.model_validate_json(spec), inputs, Env())["selection"].meta["distilled"]
+
+
+def test_there_is_a_case_for_every_field() -> None:
+    assert {field for field, _, _ in CHANGES} | {"text"} == set(DistillFields.model_fields)
+
+
+@pytest.mark.parametrize(("field", "also", "value"), CHANGES)
+def test_every_field_changes_what_training_does(field: str, also: dict[str, Any], value: Any) -> None:
+    before, after = (spec_of(**fields).model_dump_json() for fields in (also, also | {field: value}))
+    assert outcome(before) != outcome(after)
+
+
+def test_a_text_of_its_own_is_what_is_trained_on() -> None:
+    nodes = expand(recipe(distill={"text": "mine.jsonl"}), lambda source: {}).nodes
+    assert nodes["training"].inputs["text"] == "training_text" and nodes["training_text"].spec.source == "mine.jsonl"
+    assert nodes["distilled"].inputs["tokens"] == "training"
+    assert "training_text" not in expand(recipe(distill={}), lambda source: {}).nodes
+
+
+@pytest.mark.parametrize(("word", "scope"), [("blocks", Blocks(kind="blocks")), ({"kind": "blocks", "width": 3}, None)])
+def test_scope_is_a_word_or_says_how_wide(word: Any, scope: Blocks | None) -> None:
+    assert spec_of(method="autoround", scope=word).scope == (scope or Blocks(kind="blocks", width=3))
+
+
+def test_the_short_and_the_explicit_form_say_the_same() -> None:
+    short = recipe(distill=BASE | WIDE | {"codes": {"kind": "box"}, "optimizer": {"kind": "sign"}})
+    explicit = expand(short, lambda source: {})
+    written = {"name": "x", "nodes": {name: _written(node) for name, node in explicit.nodes.items()}}
+    assert parse_recipe(written, "here") == explicit
+
+
+def _written(node: Any) -> dict[str, Any]:
+    return {**node.spec.model_dump(mode="json"), "inputs": node.inputs}
+
+
+def test_a_streamed_refinement_keeps_every_part_but_objective_and_scope() -> None:
+    fields = {"method": "adaquant", "scope": "stream", "optimizer": {"kind": "sign"}, "schedule": {"warmup": 0.3}}
+    spec = expand(recipe(distill=BASE | fields), lambda source: {}).nodes["refined"].spec
+    assert isinstance(spec, Reconstruct)
+    whole = spec_of(**fields).model_dump()
+    assert spec.model_dump() == {name: whole[name] for name in Reconstruct.model_fields if name != "step"} | {
+        "step": "reconstruct"
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"scope": "stream"}, "needs the whole model"),
+        ({"method": "discquant", "scope": "stream"}, "needs the whole model"),
+        ({"method": "autoround", "scope": "stream", "objective": [{"kind": "outputs", "fisher": True}]}, "objective"),
+        ({"method": "autoround", "scope": "whole"}, "an `outputs` term needs"),
+        ({"objective": [{"kind": "outputs"}]}, "an `outputs` term needs"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        expand(recipe(distill=fields), lambda source: {})
