@@ -147,7 +147,17 @@ def _notes(runner: Runner, built: Built) -> tuple[str, ...]:
             meta = runner.store.artifacts.load(digest).meta
             said = [*meta.get("notes", ()), *meta.get("certificate", {}).get("notes", ())]
             notes += [f"{bound.id}: {n}" for n in said]
+        notes += [f"{bound.id}: {n}" for n in _said_while_it_ran(runner, built, bound)]
     return tuple(dict.fromkeys(notes))
+
+
+def _said_while_it_ran(runner: Runner, built: Built, bound: Bound) -> list[str]:
+    """What steps noted of the call, not of the result; of the many items of unit-scope nodes nothing is looked up."""
+    if bound.step is None or bound.step.scope == "unit":
+        return []
+    keys = [item.key for item in runner.state(bound, built.outputs).items]
+    traces = runner.store.traces.get_many(keys)
+    return [note for key in keys if key in traces for note in traces[key].facts.get("notes", ())]
 
 
 def recipe_text(spec: Spec) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipelines.graph import Bound
@@ -41,6 +41,17 @@ def look_up(runner: Runner) -> Built:
         raise NotCached(node)
 
     return drive(runner, refuse)
+
+
+def states(runner: Runner) -> Iterator[tuple[Bound, NodeState | None]]:
+    """Every node with what traces say of it; None where an input is not there yet. Computes nothing."""
+    outputs: Outputs = {}
+    for bound in runner.bound:
+        known = all(node in outputs for node, _ in bound.inputs.values())
+        state = runner.state(bound, outputs) if known else None
+        if state is not None and state.combined is not None:
+            outputs[bound.id] = state.combined
+        yield bound, state
 
 
 def drive(runner: Runner, execute: Execute, on_cached: Callable[[NodeRow], None] = lambda row: None) -> Built:

@@ -102,7 +102,7 @@ def carry_out(build: Build, device: str, distribution: Distribution) -> Report:
     started = time.perf_counter()
     distribution.check(PREFECT_API_URL.value())
     check_tracking(build.where.tracking)
-    check(build)
+    check(build, here=distribution.scheduler is None)
     flow_run = str(runtime.flow_run.id or "") or None
     with computed(build, device, distribution, flow_run) as built:
         return finish(build, built, flow_run, time.perf_counter() - started)

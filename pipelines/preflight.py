@@ -13,6 +13,7 @@ from pipelines.build import Build
 from pipelines.graph import Bound
 from pipelines.held_out import check_held_out
 from pipelines.packings import engine_notes
+from pipelines.training import check_memory, memory_needed, text_notes
 from schemas.allocate import Allocate, Pin
 from schemas.artifact import Unit
 from schemas.base import Spec
@@ -52,8 +53,11 @@ class Forecast:
     notes: tuple[str, ...]
 
 
-def check(build: Build) -> Forecast:
-    """Raise InputError for the first thing that cannot work; else say what the build will take."""
+def check(build: Build, here: bool = True) -> Forecast:
+    """Raise InputError for the first thing that cannot work; else say what the build will take.
+
+    `here`: its steps run on this machine, so that it is this one's memory that counts.
+    """
     runner, recipe = build.runner, build.recipe
     runner.store.check_writable()
     candidates, quantize = _one(runner.bound, Quantize)
@@ -74,15 +78,17 @@ def check(build: Build) -> Forecast:
         metadata_size(allocate.pack, model.meta["config"], model.files),
     )
     _check_not_above(allocate.budget, reach)
+    if here:
+        check_memory(runner)
     forecast = Forecast(
         packed_bytes=reach.file_bytes,
         linear_bits_per_weight=reach.linear_bits_per_weight,
         file_bits_per_weight=reach.file_bits_per_weight,
         disk_needed=_disk(offered) + reach.file_bytes[1] + SPARE_DISK,
         disk_free=_free_disk(build.where.store),
-        memory_needed=_memory(recipe, offered, model.meta),
+        memory_needed=max(_memory(recipe, offered, model.meta), *memory_needed(runner).values()),
         memory_free=_free_memory(),
-        notes=(*_length_notes(recipe, model.meta), *engine_notes(recipe, quantize.formats)),
+        notes=(*_length_notes(recipe, model.meta), *engine_notes(recipe, quantize.formats), *text_notes(runner)),
     )
     if forecast.disk_free is not None and forecast.disk_free < forecast.disk_needed:
         raise InputError(
@@ -173,7 +179,7 @@ def _disk(offered: Sequence[Offer]) -> int:
 def _memory(recipe: Recipe, offered: Sequence[Offer], meta: Mapping[str, Any]) -> int:
     """The largest block in fp32 with its Hessians, or the whole model where a step needs it resident.
 
-    `verify` holds it in its own dtype and widens it to fp32; probes, `hutchinson` and `distill` hold it in fp32 twice.
+    `verify` holds it in its own dtype and widens it to fp32; probes and `hutchinson` hold it in fp32 twice.
     Quantizing a unit holds its weights in fp32 four times over, which shows where the vocabulary is large.
     """
     blocks: dict[int, int] = {}
@@ -184,7 +190,7 @@ def _memory(recipe: Recipe, offered: Sequence[Offer], meta: Mapping[str, Any]) -
         inside = weights if unit.use == "linear" else 0
         blocks[unit.block] = blocks.get(unit.block, 0) + FP32 * inside + 2 * FP32 * hessians
         largest = max(largest, 4 * FP32 * weights)
-    whole = {n.spec.step for n in recipe.nodes.values()} & {"kl_probe", "pair_probe", "hutchinson", "distill"}
+    whole = {n.spec.step for n in recipe.nodes.values()} & {"kl_probe", "pair_probe", "hutchinson"}
     resident = (2 * FP32 if whole else BF16 + FP32) * weights_of(meta["shapes"])
     return max(*blocks.values(), resident, largest)
 

@@ -209,14 +209,17 @@ class Runner:
             self._run(item, lambda done, total, what: progress(f"{node}: {what}" if what else node, done, total))
         return True
 
-    def _run(self, item: Item, progress: Callable[[int, int, str], None] | None = None) -> dict[str, str]:
-        started = time.perf_counter()
-        digests = self.call(item, self.store.artifacts, progress)
+    def _run(
+        self, item: Item, progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    ) -> dict[str, str]:
+        started, notes = time.perf_counter(), list[str]()
+        digests = self.call(item, self.store.artifacts, progress, notes.append)
         facts = {
             "seconds": round(time.perf_counter() - started, 6),
             "created": time.time(),
             "process": f"{socket.gethostname()}:{os.getpid()}",
             "modules": module_digests(item.step.module),
+            **({"notes": notes} if notes else {}),
         }
         # A step that is not deterministic (timings, a GPU) may have other outputs there already: the first count.
         trace = self.store.traces.put(item.key, item.document, digests, facts)
@@ -225,12 +228,16 @@ class Runner:
         return trace.outputs
 
     def call(
-        self, item: Item, artifacts: Artifacts, progress: Callable[[int, int, str], None] | None = None
+        self,
+        item: Item,
+        artifacts: Artifacts,
+        progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+        note: Callable[[str], None] = lambda what: None,
     ) -> dict[str, str]:
         """Run an item's step and save what it returns, whether or not that is known; records nothing."""
         with scratch(self.place.cache) as own:
             resume = self.place.cache / RESUME / item.key
-            env = Env(device_of(self.place.device), own, progress or (lambda done, total, what: None), MEMO, resume)
+            env = Env(device_of(self.place.device), own, progress, MEMO, note, resume)
             returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
             return {port: artifacts.save_value(out, scratch=own) for port, out in returned.items()}
 

@@ -51,6 +51,10 @@ def _silent(done: int, total: int, what: str) -> None:
     pass
 
 
+def _unsaid(what: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Env:
     """Where a step runs. Nothing in here may change a result, so nothing in here enters a key."""
@@ -61,6 +65,8 @@ class Env:
     progress: Callable[[int, int, str], None] = _silent
     memo: dict[Any, Any] = field(default_factory=dict)
     """Process-wide memory for things that are slow to rebuild, keyed by content (`remember`)."""
+    note: Callable[[str], None] = _unsaid
+    """What a user should know of this call; what they should know of its result stands in the result."""
     resume: Path | None = None
     """A folder that outlives a killed call of the same item, for what a step needs to go on; None if there is none."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.build import Build, prepare
 from pipelines.commands.explain import changes
 from pipelines.commands.run import write_json
-from pipelines.drive import Outputs
+from pipelines.drive import Outputs, states
 from pipelines.preflight import Forecast, check
 from pipelines.recipe_file import parse_assignment
 from pipelines.settings import settings
@@ -44,12 +44,11 @@ def node_rows(build: Build) -> tuple[list[dict[str, object]], Outputs]:
     """Per node: cached, to run, or not known before its inputs exist; and the outputs that are known."""
     rows: list[dict[str, object]] = []
     outputs: Outputs = {}
-    for bound in build.runner.bound:
+    for bound, state in states(build.runner):
         row: dict[str, object] = {"node": bound.id, "step": bound.node.spec.step}
-        if any(n not in outputs for n, _ in bound.inputs.values()):
+        if state is None:
             rows.append({**row, "state": "after its inputs", "cached": "", "to run": ""})
             continue
-        state = build.runner.state(bound, outputs)
         if state.combined is not None:
             outputs[bound.id] = state.combined
         pending = len(state.pending)

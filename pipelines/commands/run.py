@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines.build import Build, from_traces, prepare
 from pipelines.distribution import Distribution
-from pipelines.preflight import check
+from pipelines.preflight import Forecast, check
 from pipelines.recipe_file import parse_assignment
 from pipelines.settings import prefect_environment, settings
 from pipelines.show import show_report
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         api = os.environ.get("PREFECT_API_URL") or where.prefect_api
         Distribution(options.runner, options.scheduler, options.workers).check(api)
         check_tracking(where.tracking)
-        check(build)
+        tell(check(build, here=options.scheduler is None))
         report = _through_prefect(options, build)
     else:
         print("every node is cached; nothing was computed", file=sys.stderr)
@@ -39,6 +39,12 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, report.model_dump(mode="json"))
     show_report(report)
     return 0 if report.passed else 1
+
+
+def tell(forecast: Forecast) -> None:
+    """What a user should know before the work begins."""
+    for note in forecast.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _through_prefect(options: argparse.Namespace, build: Build) -> Report:

@@ -35,7 +35,7 @@ def sweep(options: argparse.Namespace) -> int:
     asked, where = asked_of(options), settings(options.store, options.tracking)
     steps = rungs(asked, where, options.device)
     for rung in steps:
-        check(rung.build)
+        check(rung.build, here=options.scheduler is None)
     compared = comparison(asked, steps)
     reports = _from_traces(steps, compared)
     if reports is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from schemas.distill import Adam, Training
 from schemas.errors import InputError
@@ -48,7 +47,9 @@ def per_weight(spec: Training) -> int:
 
 def available_bytes(device: str) -> int | None:
     """Memory free for use on the device now; None where the system does not say."""
-    if torch.device(device).type == "cuda":
+    if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.mem_get_info(torch.device(device))[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -70,4 +71,4 @@ def check_fits(needed: int, available: int | None, where: str) -> None:
 
 
 def _numel(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
+    return math.prod(shape)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,33 @@ def save(path: Path, progress: Progress, variables: Sequence[torch.Tensor], opti
     beside.replace(path)
 
 
-def load(path: Path, variables: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> Progress:
-    """What `save` left, put into `variables` and `optimizer`; a fresh Progress when there is no whole file."""
+def load(
+    path: Path, variables: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, note: Callable[[str], None]
+) -> Progress:
+    """What `save` left, put into `variables` and `optimizer`; a fresh Progress when there is no whole file.
+
+    All that is lost with a damaged one is time, which `note` is told: the result is the same.
+    """
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
             facts = json.loads(file.metadata()["progress"])
-    except Exception:  # absent, cut short, or not ours: all that is lost is time
+        _check(tensors, facts, variables)
+    except FileNotFoundError:
+        return Progress()
+    except Exception as error:  # cut short, or not ours
+        note(f"training began anew: the state it was to go on from is damaged ({path.name}: {error})")
         return Progress()
     return _restored(tensors, facts, variables, optimizer)
+
+
+def _check(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], variables: Sequence[torch.Tensor]) -> None:
+    """ValueError for a file that is whole but of another training."""
+    shapes = [tensors[f"variable.{i}"].shape if f"variable.{i}" in tensors else None for i in range(len(variables))]
+    if shapes != [variable.shape for variable in variables]:
+        raise ValueError("other variables")
+    if set(facts) != {each.name for each in fields(Progress)} - {"best"}:
+        raise ValueError("other facts")
 
 
 @torch.no_grad()

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from schemas.distill import Schedule, Training
 
 LARGEST_SHARE = 5
 """At most one window in so many is held out."""
 
 
+def held_out_of(windows: int, asked: int) -> int:
+    """How many of a text's windows are held out."""
+    return max(min(asked, windows // LARGEST_SHARE), 1)
+
+
 def split(windows: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
     """(training windows in seeded order, held-out windows in file order), neither empty if there are 2 or more."""
+    import torch
+
     order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed)).tolist()
-    kept = max(min(held_out, windows // LARGEST_SHARE), 1)
+    kept = held_out_of(windows, held_out)
     return order[kept:], sorted(order[:kept])
 
 

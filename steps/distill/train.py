@@ -44,7 +44,7 @@ def train(spec: Training, task: Task, windows: list[int], length: int, env: Env,
     variables, rates = [v for v, _ in rated], [r for _, r in rated]
     optimizer = build_optimizer(spec.optimizer, variables)
     path = None if env.resume is None else env.resume / f"{name}.safetensors"
-    progress = Progress() if path is None else load(path, variables, optimizer)
+    progress = Progress() if path is None else load(path, variables, optimizer, env.note)
     if not progress.curve:
         rows = task.measure(task.given)
         progress = Progress(curve=[{"step": 0, "held_out": mean(rows)}], first_rows=rows, best_rows=rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from builds import write_recipe
+from builds import write_recipe, write_text
 from checkpoints import edit_tensors
 from crashes import COMPUTE, Bench, Moment, check_whole
 from safetensors.torch import load_file
 
+from pipelines import training
 from pipelines.cli import main
 from pipelines.services import ServiceState
 from store.open import Store
@@ -66,12 +68,57 @@ def refused(
         ("formats=[int3-g32-asym, int4-g64]", ["int3-g32-asym", "zero points", "use int3-g32"]),
         ("pins=[{units: 'nothing.*', formats: [int4-g64]}]", ["matches no unit", "pins[0]", "layers.0.self_attn.qkv"]),
         ("text.evaluate={folder}/calibrate.jsonl", ["held out", "12 document(s) in both", "another text"]),
+        ("distill={text: '{folder}/evaluate.jsonl'}", ["evaluation text must be held out", "8 document(s) in both"]),
+        ("distill={text: '{folder}/mixed.jsonl'}", ["training_text", "1 document(s) in both", "another text"]),
+        ("distill={method: autorond}", ["distill.method", "'discquant'", "did you mean 'autoround'"]),
+        ("distill={scope: stream}", ["needs the whole model", "distill.scope", "autoround, adaquant"]),
+        (
+            "distill={method: autoround, scope: whole}",
+            ["do not go together", "`outputs` term", "`scope: {kind: blocks}`"],
+        ),
+        (
+            "text.calibrate_windows=1000",
+            ["too little text", "node distilled", "0 windows of 32", "at least 2; for 128"],
+        ),
     ],
 )
 def test_a_recipe_that_cannot_work(refused: Callable[..., str], folder: Path, assignment: str, says: list[str]) -> None:
+    """`mixed.jsonl` has one document of the evaluation text between others."""
+    lines = (
+        write_text(folder / "mixed.jsonl", 4, 3).read_text() + (folder / "evaluate.jsonl").read_text().split("\n")[2]
+    )
+    (folder / "mixed.jsonl").write_text(lines)
     told = refused(assignment.replace("{folder}", str(folder)))
     assert [part for part in says if part not in told] == [], told
     assert "to do: " in told
+
+
+def test_a_training_that_does_not_fit_is_refused_in_bytes_before_anything_runs(
+    refused: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "available_bytes", lambda device: 1_000_000)
+    told = refused()
+    assert "does not fit in memory" in told and "node distilled" in told and "1000000 bytes available" in told
+    wanted = int(re.search(r"wanted: (\d+) bytes", told)[1])
+    assert 1_000_000 < wanted < 100_000_000 and "scope: stream" in told
+    assert main(["plan", str(folder / "recipe.yaml")]) == 2
+    assert f"wanted: {wanted} bytes" in capsys.readouterr().err
+    monkeypatch.setattr(training, "available_bytes", lambda device: wanted - 1)
+    one_block = ["--set", "distill.method=autoround", "--set", "distill.scope=stream"]
+    assert main(["plan", str(folder / "recipe.yaml"), *one_block]) == 0, "a block fits where the whole does not"
+    capsys.readouterr()
+
+
+def test_too_little_text_is_said_before_anything_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BITSMITH_HOME", str(tmp_path / "state"))
+    assert main(["plan", str(folder / "recipe.yaml"), "--set", "distill.tokens=100000"]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("distilled: "))
+    found = re.search(r"trains on ([\d,]+) tokens, but there are ([\d,]+) tokens .* is used ([\d.]+) times", told)
+    assert found is not None, told
+    asked, there = (int(found[i].replace(",", "")) for i in (1, 2))
+    assert asked == 99_968 and there % 32 == 0 and float(found[3]) == pytest.approx(asked / there, abs=0.05)
 
 
 def holds(folder: Path, name: str) -> Path:
@@ -177,6 +224,7 @@ def test_a_weight_that_is_no_number_found_in_a_task(bench: Bench, folder: Path) 
 
 def test_a_text_that_is_too_short_found_in_a_task(bench: Bench, folder: Path) -> None:
     (folder / "calibrate.jsonl").write_text('{"text": "a"}\n')
+    write_recipe(folder, distill=None)
     attempt = bench.run()
     check_clean(attempt.code, attempt.stderr, "too short for one window", "1 tokens", "32 tokens", "give more text")
 
@@ -200,3 +248,27 @@ def test_a_disk_that_becomes_full(bench: Bench, disk: Path) -> None:
     kept = set(bench.store.traces.all())
     assert kept and kept <= set(attempt.begun)
     check_whole(bench.store)
+
+
+def test_a_loss_that_is_not_finite_found_in_a_task(bench: Bench, folder: Path) -> None:
+    wild = {"tokens": 256, "batch": 2, "held_out": 2, "rates": {"scales": 1e30}, "schedule": {"warmup": 0}}
+    write_recipe(folder, distill=wild)
+    attempt = bench.run()
+    check_clean(
+        attempt.code, attempt.stderr, "training diverged", "step ", "learning rates scales 1e+30", "lower `rates`"
+    )
+    assert "note: distilled: trains on " in attempt.stderr, "said before the work begins"
+    write_recipe(folder)
+    again = bench.run()
+    assert again.code == 0 and len(again.begun) < len(attempt.begun), "nothing that was computed before is lost"
+
+
+def test_learning_rates_that_make_it_worse_keep_the_input_and_the_report_says_so(bench: Bench, folder: Path) -> None:
+    wild = {"tokens": 256, "batch": 2, "held_out": 2, "check_every": 1, "rates": {"codes": 3.0, "scales": 0.9}}
+    write_recipe(folder, distill=wild)
+    attempt, report = bench.run(), bench.report()
+    assert attempt.code == 0 and report.distilled is not None
+    assert report.distilled.step_kept == 0 and report.distilled.after == report.distilled.before
+    assert report.mixed.kl == report.allocated.kl
+    assert "distilled: training kept its input" in " ".join(report.notes)
+    assert "note: distilled: training kept its input" in " ".join(attempt.stdout.split())

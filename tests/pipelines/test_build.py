@@ -19,7 +19,7 @@ from pipelines.cli import main
 from pipelines.commands.explain import changes, explanations
 from pipelines.drive import Built, Outputs, drive
 from pipelines.items import independent_items
-from pipelines.run import Runner
+from pipelines.run import RESUME, Runner
 from schemas.errors import InputError
 from schemas.recipe import Recipe
 
@@ -269,3 +269,18 @@ def test_a_source_that_changes_while_the_build_runs_is_refused(copy: Path) -> No
     fresh = open_build(copy)
     with pytest.raises(InputError, match="changed"):
         fresh.runner.handles(fresh.runner.by_id["statistics"], outputs)
+
+
+def test_a_damaged_training_state_is_noted_and_changes_no_result(base: tuple[Path, Built], copy: Path) -> None:
+    """The note stands with the trace and in the report, the output is the same: nothing behind it is computed again."""
+    runner = open_build(copy).runner
+    (item,) = runner.state(runner.by_id["distilled"], base[1].outputs).items
+    runner.store.folder.remove(runner.store.traces.path(item.key))
+    state = runner.place.cache / RESUME / item.key
+    state.mkdir(parents=True)
+    (state / "training.safetensors").write_bytes(b"torn")
+    built = drive(runner, runner.execute)
+    assert computed(built) == {"distilled": 1} and built.outputs == base[1].outputs
+    said = [note for note in assemble(runner, built, Run(0.0, "nowhere")).notes if "began anew" in note]
+    assert len(said) == 1 and said[0].startswith("distilled: ") and "training.safetensors" in said[0]
+    assert not state.exists()

@@ -154,11 +154,21 @@ def test_a_killed_training_goes_on_where_it_was_and_ends_in_the_same_bytes(scope
     assert after[0] == 5, "saved after 4 steps: two checks of two steps"
 
 
-def test_a_damaged_state_costs_time_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["torn", "of another training"])
+def test_a_damaged_state_costs_time_only_and_is_told(damage: str, tmp_path: Path) -> None:
     model = tiny_value()
     selection = selection_of(model, "int2-g32")
-    (tmp_path / "training.safetensors").write_bytes(b"\0" * 100)
-    assert same(trained(model, selection), trained(model, selection, Env(resume=tmp_path)))
+    if damage == "torn":
+        (tmp_path / "training.safetensors").write_bytes(b"\0" * 100)
+    else:
+        other = {"rates": {"scales": 0.01}, "check_every": 2}
+        trained(model, selection, Env(resume=tmp_path), **other)
+    said: list[str] = []
+    assert same(trained(model, selection), trained(model, selection, Env(resume=tmp_path, note=said.append)))
+    assert len(said) == 1 and said[0].startswith("training began anew") and "training.safetensors" in said[0]
+    said.clear()
+    trained(model, selection, Env(resume=tmp_path / "nothing yet", note=said.append))
+    assert not said
 
 
 def test_no_better_means_unchanged() -> None:
