@@ -34,7 +34,7 @@ from typing import Any
 from readme_table import lines_of, put
 from refine_inputs import CANDIDATES, FORMATS, PORTS, load, prepare, read, write
 
-from schemas.allocate import Allocate, Select
+from schemas.allocate import Allocate, DynamicProgram, Select
 from schemas.artifact import item_name
 from schemas.base import digest_of
 from schemas.budget import Budget
@@ -132,8 +132,9 @@ class Bench:
         return self.allocated(self.given["scores"], self.given["candidates"])
 
     def allocated(self, scores: Value, candidates: Value) -> Value:
-        """The budget solved with these scores."""
-        spec = Allocate(step="allocate", budget=Budget(bits_per_weight=self.bits), bootstrap=0)
+        """The budget solved with these scores, exactly and without a solver."""
+        exact = DynamicProgram(kind="dp")
+        spec = Allocate(step="allocate", budget=Budget(bits_per_weight=self.bits), allocator=exact, bootstrap=0)
         inputs = {"model": self.given["model"], "scores": scores, "candidates": candidates}
         return allocate.run(spec, inputs, Env())["plan"]
 
