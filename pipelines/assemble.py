@@ -12,13 +12,14 @@ from pipelines.evaluations import domains_of, generations_of
 from pipelines.graph import Bound
 from pipelines.items import library_version
 from pipelines.run import Runner
+from pipelines.trained import distilled_of
 from schemas.allocate import Additivity
 from schemas.artifact import Digest
 from schemas.base import Spec, canonical_json, digest_of
 from schemas.calibrate import ModelSource
 from schemas.errors import InputError
 from schemas.recipe import Recipe
-from schemas.report import Distilled, Fit, NodeRow, Report
+from schemas.report import Fit, NodeRow, Report
 from schemas.verify import Verify
 
 REPORTED_LIBRARIES = (
@@ -74,7 +75,7 @@ def assemble(runner: Runner, built: Built, run: Run) -> Report:
         uniform_format=plan["uniform_format"],
         predicted_kl=plan["predicted_kl"]["plan"],
         experts=verdict.get("experts"),
-        distilled=_distilled(metas["selection"]),
+        distilled=distilled_of(runner, metas["selection"]),
         allocation=plan["rows"],
         certificate=plan["certificate"],
         nodes=built.rows,
@@ -119,11 +120,6 @@ def _meta(runner: Runner, built: Built, edge: tuple[str, str]) -> Mapping[str, A
 
 def _model_name(runner: Runner) -> str:
     return next(b.node.spec.source for b in runner.bound if isinstance(b.node.spec, ModelSource))
-
-
-def _distilled(selection: Mapping[str, Any]) -> Distilled | None:
-    facts = selection.get("distilled")
-    return Distilled(**{k: facts[k] for k in Distilled.model_fields if k in facts}) if facts else None
 
 
 def _fit(runner: Runner, built: Built) -> Fit | None:

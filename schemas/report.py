@@ -107,6 +107,22 @@ class Speed(Spec):
     cache could hold them."""
 
 
+Check = dict[str, float]
+"""`step`, `held_out` loss there, and `train`, the mean loss of the steps since the check before."""
+
+
+class DistilledBlock(Spec):
+    """The training of some blocks, from `first_block` on; before and after are relative output errors."""
+
+    first_block: int
+    before: float
+    after: float
+    step_kept: int
+    curve: tuple[Check, ...] = ()
+    gap: float | None = None
+    """As in Distilled."""
+
+
 class Distilled(Spec):
     """What training did, on windows of its text that it never trained on."""
 
@@ -119,8 +135,12 @@ class Distilled(Spec):
     tokens: int
     passes: float = 1.0
     """How often the text was used; above 1 nothing learned is fresh."""
-    curve: tuple[dict[str, float], ...] = ()
-    """Checks: `step`, `held_out` loss, and `train`, the mean loss of the steps since the check before."""
+    curve: tuple[Check, ...] = ()
+    """Empty where blocks were trained one after the other: see `blocks`."""
+    blocks: tuple[DistilledBlock, ...] = ()
+    gap: float | None = None
+    """Held-out less training loss where `step_kept` was checked (of an input that stayed, at the last check); None
+    where the two are not the same quantity, as with another objective than KL or codes that are soft while trained."""
 
 
 class ExpertCoverage(Spec):

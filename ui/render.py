@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ui.figures.block_curves import block_curves
 from ui.figures.curve import training_curve
 from ui.figures.dag import dag, state_of
 from ui.figures.heatmap import heat_map
@@ -19,6 +20,7 @@ from ui.words import FILTERS
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
 FIGURES = (
+    block_curves,
     dag,
     training_curve,
     heat_map,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from reports import digest, example_report, interval
+from reports import digest, example_report, interval, trained_report
 
 from pipelines.show import show_plan, show_report, size
 from schemas.report import Bytes, Contrast, Distilled, GateRow
@@ -119,3 +119,13 @@ def test_sizes() -> None:
         "36.50 kB",
         "5.00 GB",
     ]
+
+
+def test_the_gap_of_a_training_is_shown() -> None:
+    for report, said in (
+        (trained_report(), "held out less training loss -0.01000"),
+        (trained_report(blocks=4), "block by block: held out less training loss +0.00000 to +0.00300"),
+    ):
+        out = io.StringIO()
+        show_report(report, file=out, width=100)
+        assert said in out.getvalue()

@@ -10,6 +10,8 @@ from schemas.report import (
     BitsPerWeight,
     Bytes,
     Contrast,
+    Distilled,
+    DistilledBlock,
     GateRow,
     Interval,
     Measured,
@@ -115,3 +117,16 @@ def example_report(**changes: Any) -> Report:
         "prefect_flow_run_id": "0f0e",
     }
     return Report(**(fields | changes))
+
+
+def trained_report(blocks: int = 0) -> Report:
+    """A report of a refinement end to end, or of one block after the other."""
+    curve = (
+        {"step": 0, "held_out": 0.05},
+        *({"step": k, "held_out": 0.05 - k / 1000, "train": 0.04} for k in (10, 20)),
+    )
+    facts: dict[str, Any] = {"before": 0.05, "after": 0.03, "step_kept": 20}
+    if not blocks:
+        return example_report(distilled=Distilled(**facts, tokens=65536, curve=curve, gap=-0.01))
+    each = tuple(DistilledBlock(first_block=k, **facts, curve=curve, gap=k / 1000) for k in range(blocks))
+    return example_report(distilled=Distilled(**facts, tokens=65536, blocks=each))

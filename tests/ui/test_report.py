@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pages import broken_down, made_up
-from reports import example_report
+from reports import example_report, trained_report
 
 from schemas.report import Report
 from ui.report import main, report_html
@@ -57,6 +57,26 @@ def test_it_shows_what_the_report_says() -> None:
         "bitsmith reproduce",
     ):
         assert said in text
+
+
+def test_both_losses_of_a_training_and_their_gap_are_drawn() -> None:
+    text, _ = read(trained_report())
+    section = text[text.index('id="training"') :]
+    section = section[: section.index("</section>")]
+    assert section.count('class="line ') == 2 and 'class="gap"' in section and ">held out<" in section
+    assert "Held out less training loss: −0.01" in section or "Held out less training loss: -0.01" in section
+    text, _ = read(trained_report(blocks=7))
+    section = text[text.index('id="training"') :]
+    section = section[: section.index("</section>")]
+    assert section.count('class="line ') == 14 and "block 6: 0.05 → 0.03, step 20 kept" in section
+    assert "7 trainings, one after the other" in section and 'class="gap"' not in section
+
+
+def test_losses_that_cannot_be_compared_have_no_gap() -> None:
+    report = trained_report()
+    assert report.distilled is not None
+    text, _ = read(report.model_copy(update={"distilled": report.distilled.model_copy(update={"gap": None})}))
+    assert 'class="gap"' not in text and "not the same quantity" in text
 
 
 def test_text_from_recipes_and_models_is_escaped() -> None:

@@ -1,4 +1,4 @@
-"""How training went: the held-out loss at every check, the loss of the steps between, the step that was kept."""
+"""How training went: the held-out loss at every check, the loss of the steps between, the gap, the step kept."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def training_curve(trained: Distilled) -> Markup:
     y = linear(low - room, high + room, frame.y0, frame.y1)
     parts = frame.y_axis(y, [(v, number(v, 3)) for v in ticks(low - room, high + room, 4)], trained.measure)
     parts += frame.x_axis(x, [(v, f"{v:.0f}") for v in ticks(held_out[0][0], held_out[-1][0], 8)], "step")
+    if trained.gap is not None:
+        parts.append(_between([(x(s), y(v)) for s, v in held_out[1:]], [(x(s), y(v)) for s, v in train]))
     for points, class_, name in ((train, "greedy", "training"), (held_out, "mixed", "held out")):
         if points:
             parts.append(path([(x(s), y(v)) for s, v in points], f"line {class_}"))
@@ -32,3 +34,8 @@ def training_curve(trained: Distilled) -> Markup:
         about = tag("title", f"step {trained.step_kept} was kept: {number(kept)}")
         parts.append(tag("circle", about, cx=x(trained.step_kept), cy=y(kept), r=5, class_="ring"))
     return picture(960, 230, "Loss over the steps of training", parts)
+
+
+def _between(upper: list[tuple[float, float]], lower: list[tuple[float, float]]) -> Markup:
+    """The gap: the area between the two lines."""
+    return path([*upper, *reversed(lower)], "gap")
