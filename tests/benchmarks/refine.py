@@ -95,20 +95,20 @@ def row(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     at = surroundings(arguments, variant.pop("candidates", "gptq"))
     spec = refinement_of(variant.pop("method", "latent")).model_dump() | variant | {"tokens": arguments.tokens}
     clock = time.process_time if arguments.device == "cpu" else time.perf_counter
-    started = clock()
+    started, env = clock(), Env(arguments.device)
     inputs = {"model": at["model"], "selection": at["selection"], "tokens": at["training"]}
-    after = distill.run(Distill.model_validate(spec), inputs, Env(arguments.device))["selection"]
+    after = distill.run(Distill.model_validate(spec), inputs, env)["selection"]
     seconds = clock() - started
     facts = {k: v for k, v in after.meta["distilled"].items() if k not in ("curve", "blocks")}
-    found = {"seconds": seconds, "before": kl(at, at["selection"]), "after": kl(at, after), "facts": facts}
+    found = {"seconds": seconds, "before": kl(at, at["selection"], env), "after": kl(at, after, env), "facts": facts}
     path.write_text(json.dumps(found))
     return found
 
 
-def kl(at: Mapping[str, Value], selection: Value) -> float:
+def kl(at: Mapping[str, Value], selection: Value, env: Env) -> float:
     """Mean KL per predicted position of the evaluation text."""
     inputs = {"model": at["model"], "selection": selection, "tokens": at["evaluation"], "reference": at["reference"]}
-    documents_of = evaluate.run(Evaluate(step="evaluate"), inputs, Env())["evaluation"].meta["documents"]
+    documents_of = evaluate.run(Evaluate(step="evaluate"), inputs, env)["evaluation"].meta["documents"]
     return float(sum(d["kl"] * d["tokens"] for d in documents_of) / sum(d["tokens"] for d in documents_of))
 
 
