@@ -161,6 +161,9 @@ class Blocks(Spec):
 Scope = Annotated[Whole | Blocks, Field(discriminator="kind")]
 
 
+Precision = Literal["auto", "fp32", "bf16"]
+
+
 class Training(Spec):
     """What both training steps share: see Distill and Reconstruct.
 
@@ -179,6 +182,9 @@ class Training(Spec):
     held_out: int = Field(default=24, ge=1)
     check_every: int = Field(default=10, ge=1)
     patience: int = Field(default=10, ge=1)
+    precision: Precision = "auto"
+    """Of the blocks' forward and backward passes; what is trained, logits, losses and checks are in fp32 always. `auto`
+    is bf16 on a GPU, fp32 elsewhere; the report says which it was."""
     seed: int = 0
 
 

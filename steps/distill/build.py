@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import assert_never
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, assert_never
 
 import torch
 
-from schemas.distill import Adam, Annealed, Box, Codes, Offsets, SignDescent, StraightThrough
+from schemas.distill import Adam, Annealed, Box, Codes, Offsets, Precision, SignDescent, StraightThrough
 from steps.distill.codes.annealed import annealed
 from steps.distill.codes.box import box
 from steps.distill.codes.code import Code, Grid
@@ -15,6 +17,20 @@ from steps.distill.codes.fixed import fixed
 from steps.distill.codes.offsets import offsets
 from steps.distill.codes.straight_through import straight_through
 from steps.distill.sign import SignOptimizer
+
+Arithmetic = Callable[[], AbstractContextManager[Any]]
+"""Makes what a forward pass runs within."""
+
+
+def is_bf16(precision: Precision, device: str) -> bool:
+    """Whether the blocks compute in bf16."""
+    return precision == "bf16" or (precision == "auto" and torch.device(device).type == "cuda")
+
+
+def build_arithmetic(precision: Precision, device: str) -> Arithmetic:
+    """Products and attention in bf16 where asked for; sums, norms and the residual stream stay in fp32 (autocast)."""
+    wanted = is_bf16(precision, device)
+    return partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=wanted, cache_enabled=False)
 
 
 def build_code(spec: Codes | None, grid: Grid) -> Code:

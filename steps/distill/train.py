@@ -11,7 +11,7 @@ import torch
 
 from schemas.distill import Training
 from schemas.errors import InputError
-from steps.distill.build import build_optimizer
+from steps.distill.build import Arithmetic, build_arithmetic, build_optimizer, is_bf16
 from steps.distill.resume import Progress, Rows, load, save
 from steps.distill.schedule import share, steps_of, windows_of
 from steps.distill.student import tensors_of
@@ -42,7 +42,7 @@ def train(spec: Training, task: Task, windows: list[int], length: int, env: Env,
     steps = steps_of(spec, length)
     rated = task.student.variables(spec, steps)
     variables, rates = [v for v, _ in rated], [r for _, r in rated]
-    optimizer = build_optimizer(spec.optimizer, variables)
+    optimizer, arithmetic = build_optimizer(spec.optimizer, variables), build_arithmetic(spec.precision, env.device)
     path = None if env.resume is None else env.resume / f"{name}.safetensors"
     progress = Progress() if path is None else load(path, variables, optimizer, env.note)
     if not progress.curve:
@@ -55,20 +55,25 @@ def train(spec: Training, task: Task, windows: list[int], length: int, env: Env,
             group["lr"] = rate * factor
         batch = windows_of(progress.step, spec.batch, windows)
         progress.seen += len(batch)
-        loss = _update(optimizer, task, batch, progress.step / steps)
+        loss = _update(optimizer, arithmetic, task, batch, progress.step / steps)
         progress.losses.append(_finite(loss, progress, spec, factor))
         if progress.step % spec.check_every == 0 or progress.step == steps:
             _check(progress, task, spec, factor)
             if path is not None and progress.step % (CHECKS_PER_SAVE * spec.check_every) == 0:
                 save(path, progress, variables, optimizer)
         env.progress(progress.step, steps, "steps")
-    return _outcome(progress, task.measured, len(windows), length, spec)
+    where = {"device": env.device, "precision": "bf16" if is_bf16(spec.precision, env.device) else "fp32"}
+    outcome = _outcome(progress, task.measured, len(windows), length, spec)
+    return Outcome(outcome.tensors, outcome.facts | where)
 
 
-def _update(optimizer: torch.optim.Optimizer, task: Task, windows: Sequence[int], done: float) -> float:
+def _update(
+    optimizer: torch.optim.Optimizer, arithmetic: Arithmetic, task: Task, windows: Sequence[int], done: float
+) -> float:
     """One step; the loss before it."""
     optimizer.zero_grad()
-    loss = task.loss(windows)
+    with arithmetic():
+        loss = task.loss(windows)
     loss.backward()  # type: ignore[no-untyped-call]
     for matrix in task.student.matrices.values():
         matrix.code.shape_gradient(done)
