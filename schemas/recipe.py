@@ -16,6 +16,7 @@ from schemas.distill import (
     Distill,
     Join,
     Optimizer,
+    Precision,
     Rates,
     Reconstruct,
     Schedule,
@@ -144,6 +145,7 @@ class DistillFields(Spec):
     held_out: int | None = Field(default=None, ge=1)
     check_every: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
+    precision: Precision | None = None
 
     @field_validator("scope", mode="before")
     @classmethod

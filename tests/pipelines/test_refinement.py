@@ -52,6 +52,7 @@ CHANGES: list[tuple[str, dict[str, Any], Any]] = [
     ("held_out", {}, 4),
     ("check_every", {}, 3),
     ("patience", WILD, 1),
+    ("precision", {}, "bf16"),
 ]
 """Field of `distill`, what else is said there, and the field's other value."""
 
