@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from pages import broken_down, made_up
-from reports import example_report, node
+from reports import example_report, node, trained_report
 
 from schemas.report import AllocationRow
+from ui.figures.block_curves import PER_ROW, WIDTH, block_curves
+from ui.figures.curve import training_curve
 from ui.figures.dag import Graph, dag
 from ui.figures.heatmap import heat_map
 from ui.figures.intervals import domains, positions, whisker
@@ -84,3 +86,16 @@ def test_a_box_per_node_says_what_it_did() -> None:
 def test_a_report_without_scores_above_zero_has_no_sensitivity_figure() -> None:
     report = example_report(allocation=tuple(r.model_copy(update={"score": 0.0}) for r in example_report().allocation))
     assert sensitivity(report.allocation) == ""
+
+
+def test_curves_of_trainings_stay_inside_and_every_block_has_its_own() -> None:
+    trained, apart = trained_report().distilled, trained_report(blocks=PER_ROW + 2).distilled
+    assert trained is not None and apart is not None
+    assert parsed(training_curve(trained)).tag == "svg"
+    drawn = parsed(block_curves(apart.blocks))
+    small = list(drawn.iter("g"))
+    assert len(small) == PER_ROW + 2 and float(drawn.attrib["height"]) == 2 * 96
+    for line in drawn.iter("path"):
+        points = [tuple(map(float, point.split())) for point in line.attrib["d"].removeprefix("M").split("L")]
+        assert all(0 <= x <= WIDTH and 0 <= y <= 96 for x, y in points)
+    assert small[3][0].text == "block 3: 0.05 → 0.03, step 20 kept, held out less training 0.003"
