@@ -163,9 +163,10 @@ def _facts(report: Report) -> list[str]:
 
 def _trained(trained: Distilled) -> list[str]:
     """What refinement did, and how far the held-out loss is from the training loss: what was learned by heart."""
+    apart = f" in {len(trained.blocks)} trainings of blocks" if trained.blocks else ""
     lines = [
         f"refined: {trained.measure} {trained.before:.5f} -> {trained.after:.5f} on held-out training text, "
-        f"step {trained.step_kept} kept, {trained.tokens:,} tokens, used {trained.passes:.2g} times"
+        f"step {trained.step_kept} kept, {trained.tokens:,} tokens{apart}, used {trained.passes:.2g} times"
     ]
     if trained.gap is not None:
         lines.append(f"held out less training loss {trained.gap:+.5f}")

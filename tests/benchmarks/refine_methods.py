@@ -24,6 +24,8 @@ from readme_table import lines_of, put
 from refine_inputs import training_text
 
 from schemas.base import digest_of
+from schemas.distill import Distill, Whole
+from schemas.recipe import Recipe
 from schemas.report import Contrast, Interval, Report
 
 BITSMITH = (sys.executable, "-m", "pipelines.cli")
@@ -83,11 +85,18 @@ def cells(name: str, report: Report) -> dict[str, str]:
         "packed / plan": ratio(_contrast(report, "mixed", "allocated").ratio) if trained.step_kept else "input kept",
         "best uniform": f"{report.uniform.kl.value:.5f} {report.uniform_format}",
         "packed / uniform": ratio(_contrast(report, "mixed", "uniform").ratio),
-        "tokens": f"{trained.tokens:,}",
+        "tokens": tokens(report),
         "passes": f"{trained.passes:.2f}",
         "seconds": f"{next(node.seconds for node in report.nodes if node.id == 'distilled'):.0f}",
         "gates": f"{', '.join(failed)} FAILED" if failed else f"{len(report.gates)} passed",
     }
+
+
+def tokens(report: Report) -> str:
+    """Trained on; blocks that are trained one after the other each see the whole text."""
+    spec = Recipe.model_validate(report.recipe_document).nodes["distilled"].spec
+    assert isinstance(spec, Distill) and report.distilled is not None
+    return f"{report.distilled.tokens:,}" if isinstance(spec.scope, Whole) else f"{spec.tokens:,} per block"
 
 
 def ratio(value: Interval) -> str:
