@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from readme_table import lines_of, put
-from refine_inputs import CANDIDATES, FORMATS, PORTS, load, prepare, read, write
+from refine_inputs import CANDIDATES, FORMATS, PORTS, load, part, prepare, read, write
 
 from schemas.allocate import Allocate, DynamicProgram, Select
 from schemas.artifact import item_name
@@ -184,11 +184,6 @@ class Told:
         if time.monotonic() - self._said > TELL_SECONDS:
             self._said = time.monotonic()
             print(f"{self._name}: {done}/{total} {what}", file=sys.stderr, flush=True)
-
-
-def part(tokens: Value, windows: range) -> Output:
-    """Some windows of a text."""
-    return Output(tokens.meta, {name: tensor[windows.start : windows.stop] for name, tensor in tokens.tensors.items()})
 
 
 def content(value: Value) -> str:

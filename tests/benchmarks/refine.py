@@ -15,18 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from readme_table import lines_of, put
-from refine_inputs import FORMATS, load, prepare
+from refine_inputs import FORMATS, load, part, prepare
 
 from pipelines.methods.refine import refinement_of
 from schemas.base import digest_of
 from schemas.distill import Distill
 from schemas.verify import Evaluate
 from steps.distill import run as distill
+from steps.distill.schedule import held_out_of
 from steps.step import Env, Value
 from steps.verify import evaluate
 
@@ -47,6 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "block by block": {"scope": BLOCKS, "objective": OUTPUTS},
     "block by block, Fisher weights": {"scope": BLOCKS, "objective": [{"kind": "outputs", "fisher": True}]},
     "windows of two blocks": {"scope": {"kind": "blocks", "width": 2}, "objective": OUTPUTS},
+    "block by block, then end to end": {"scope": BLOCKS, "objective": OUTPUTS, "then": {}},
+    "scales and norms, then codes with them": {"rates": SLOW, "then": {}},
     "bitdistiller": {"method": "bitdistiller"},
     "discquant": {"method": "discquant"},
     "adaquant": {"method": "adaquant"},
@@ -89,20 +92,46 @@ def row(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """One variant, measured once."""
     variant = dict(VARIANTS[name])
     about = [variant, arguments.tokens, arguments.bits, list(arguments.formats), arguments.device]
-    path = arguments.keep / f"row-{digest_of(about)[:16]}.json"
+    path = arguments.keep / f"option-{digest_of(about)[:16]}.json"
     if path.exists():
         return dict(json.loads(path.read_text()))
     at = surroundings(arguments, variant.pop("candidates", "gptq"))
-    spec = refinement_of(variant.pop("method", "latent")).model_dump() | variant | {"tokens": arguments.tokens}
     clock = time.process_time if arguments.device == "cpu" else time.perf_counter
     started, env = clock(), Env(arguments.device)
-    inputs = {"model": at["model"], "selection": at["selection"], "tokens": at["training"]}
-    after = distill.run(Distill.model_validate(spec), inputs, env)["selection"]
+    after, facts = refined(at, stages(variant), arguments.tokens, env)
     seconds = clock() - started
-    facts = {k: v for k, v in after.meta["distilled"].items() if k not in ("curve", "blocks")}
     found = {"seconds": seconds, "before": kl(at, at["selection"], env), "after": kl(at, after, env), "facts": facts}
     path.write_text(json.dumps(found))
     return found
+
+
+def stages(variant: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fields of a training, and of the one `then`, each a method's row with what differs from it."""
+    one = {name: value for name, value in variant.items() if name != "then"}
+    spec = refinement_of(one.pop("method", "latent")).model_dump() | one
+    return [spec, *(stages(variant["then"]) if "then" in variant else ())]
+
+
+def refined(
+    at: Mapping[str, Value], specs: Sequence[Mapping[str, Any]], tokens: int, env: Env
+) -> tuple[Value, dict[str, Any]]:
+    """The selection after all trainings, each on its own part of the text; facts of all, losses as ratios."""
+    now, ratio, found = at["selection"], 1.0, list[Mapping[str, Any]]()
+    windows, length = at["training"].tensors["ids_NS"].shape
+    size = windows // len(specs)
+    for number, each in enumerate(specs):
+        text = part(at["training"], range(number * size, (number + 1) * size))
+        fresh = (size - held_out_of(size, each["held_out"])) * length
+        spec = Distill.model_validate({**each, "tokens": min(tokens // len(specs), fresh)})
+        now = distill.run(spec, {"model": at["model"], "selection": now, "tokens": text}, env)["selection"]
+        found.append(now.meta["distilled"])
+        ratio *= found[-1]["after"] / found[-1]["before"]
+    return now, {
+        "ratio": ratio,
+        "step_kept": sum(each["step_kept"] for each in found),
+        "tokens": sum(each["tokens"] // len(each.get("blocks", [each])) for each in found),
+        "passes": max(each["passes"] for each in found),
+    }
 
 
 def kl(at: Mapping[str, Value], selection: Value, env: Env) -> float:
@@ -120,7 +149,7 @@ def cells(name: str, found: Mapping[str, Any]) -> dict[str, str]:
         "KL before": f"{found['before']:.5f}",
         "KL after": f"{found['after']:.5f}",
         "ratio": f"{found['after'] / found['before']:.3f}",
-        "held-out ratio": f"{facts['after'] / facts['before']:.3f}",
+        "held-out ratio": f"{facts['ratio']:.3f}",
         "tokens": f"{facts['tokens']:,}",
         "passes": f"{facts['passes']:.2f}",
         "seconds": f"{found['seconds']:.0f}",

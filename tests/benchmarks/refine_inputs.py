@@ -94,6 +94,11 @@ def _value(tree: Mapping[str, Any], prefix: str, tensors: Mapping[str, torch.Ten
     return Output(tree["meta"], {name: tensors[prefix + name] for name in tree["tensors"]}, children)
 
 
+def part(tokens: Value, windows: range) -> Output:
+    """Some windows of a text."""
+    return Output(tokens.meta, {name: tensor[windows.start : windows.stop] for name, tensor in tokens.tensors.items()})
+
+
 def training_text(folder: Path) -> Path:
     """The demo model's training documents as JSONL."""
     from pipelines.demo.corpus import documents, split_of
