@@ -86,7 +86,7 @@ def check(build: Build, here: bool = True) -> Forecast:
         file_bits_per_weight=reach.file_bits_per_weight,
         disk_needed=_disk(offered) + reach.file_bytes[1] + SPARE_DISK,
         disk_free=_free_disk(build.where.store),
-        memory_needed=max(_memory(recipe, offered, model.meta), *memory_needed(runner).values()),
+        memory_needed=max([_memory(recipe, offered, model.meta), *memory_needed(runner).values()]),
         memory_free=_free_memory(),
         notes=(*_length_notes(recipe, model.meta), *engine_notes(recipe, quantize.formats), *text_notes(runner)),
     )
