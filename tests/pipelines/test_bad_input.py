@@ -268,6 +268,5 @@ def test_learning_rates_that_make_it_worse_keep_the_input_and_the_report_says_so
     attempt, report = bench.run(), bench.report()
     assert attempt.code == 0 and report.distilled is not None
     assert report.distilled.step_kept == 0 and report.distilled.after == report.distilled.before
-    assert report.mixed.kl == report.allocated.kl
     assert "distilled: training kept its input" in " ".join(report.notes)
     assert "note: distilled: training kept its input" in " ".join(attempt.stdout.split())
