@@ -206,22 +206,6 @@ def test_too_few_windows_and_too_little_memory_are_refused(monkeypatch: pytest.M
         trained(model, inputs["selection"])
 
 
-def test_formats_without_codes_and_scales_are_refused_by_name() -> None:
-    from schemas.format import Ggml
-    from steps.quantize.qtensor import item_meta
-
-    model = tiny_value()
-    unit = units_of(model)[0]
-    members = {name: {"shape": list(shape)} for name, shape in zip(unit.members, unit.shapes, strict=True)}
-    blocks = {
-        f"{name}.blocks": torch.zeros(o, i // 32, 18, dtype=torch.uint8)
-        for name, (o, i) in zip(unit.members, unit.shapes, strict=True)
-    }
-    selection = Output(children={unit.name: Output(item_meta(unit.name, Ggml(type="q4_0"), members), blocks)})
-    with pytest.raises(InputError, match="training"):
-        student(None, model, selection, [0], False, "cpu")
-
-
 def _whole(model: Output, selection: Output, spec: Training | None) -> WholeTask:
     stream = Stream(model)
     pair = Pair(stream, Stream(overlay(model, selection)), all_blocks(stream))
@@ -234,7 +218,7 @@ def test_gradients_equal_finite_differences() -> None:
     """Of the training loss by one scale's and one norm's delta; fp32 files, so that nothing is rounded on the way."""
     model = tiny_value()
     task = _whole(model, selection_of(model, "int3-g32-asym"), Distill(step="distill"))
-    scale = task.student.matrices["model.layers.1.mlp.up_proj"].scale_OG
+    scale = task.student.matrices["model.layers.1.mlp.up_proj"].frame.scales[0]
     object.__setattr__(scale, "dtype", torch.float32)
     task.loss([0, 3]).backward()
     for delta in (scale.delta_X, task.student.vectors[FINAL_NORM].delta_X):
