@@ -11,7 +11,8 @@ Every arm may train on as many tokens, each used once:
   plans with every unit one format smaller and one larger; `uniform`: each format everywhere). What comes out of these
   are candidates, too: they are scored like any others (`rescore`: swapped into the first plan as it was refined), the
   budget is solved for again, and the rest of the tokens refine the plan that this gives. Norms stay during the first
-  part, since all formats of a unit share them.
+  part, since all formats of a unit share them;
+* the control measures costs again, by the same metric and of the same formats, without refining anything before.
 
 Measured on the evaluation text and on windows of the training text that no arm trains on, with paired 95 % intervals
 against the first arm. `--prepare` makes the inputs (refine_inputs.py) and ends; with these in FOLDER nothing but torch,
@@ -31,6 +32,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from readme_table import lines_of, put
 from refine_inputs import CANDIDATES, FORMATS, PORTS, load, part, prepare, read, write
 
@@ -188,10 +190,13 @@ class Told:
 
 def content(value: Value) -> str:
     """Digest of a value's tensors and children."""
-    tensors = {
-        name: hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest() for name, each in value.tensors.items()
-    }
+    tensors = {name: hashlib.sha256(raw(tensor)).hexdigest() for name, tensor in value.tensors.items()}
     return digest_of([tensors, {name: content(child) for name, child in value.children.items()}])
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """A tensor's bytes; numpy knows no bf16."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def chosen(candidates: Value, plan: Value) -> Value:
@@ -232,6 +237,8 @@ def arms(bench: Bench) -> dict[str, tuple[Value, Value]]:
     """Name -> (plan, selection) of everything that is compared; the first is what the others have to beat."""
     solver, refined = bench.given["candidates"], candidates_of(bench)
     again = bench.allocated(scores_of(bench, refined), refined)
+    same = Output(children={name: solver.children[name] for name in refined.children})
+    measured_again = bench.allocated(scores_of(bench, same), same)
     first, last, everything = bench.plan, bench.shares[-1], bench.everything
     return {
         "first plan, all tokens": (first, bench.refined(chosen(solver, first), everything)),
@@ -241,12 +248,16 @@ def arms(bench: Bench) -> dict[str, tuple[Value, Value]]:
             first,
             bench.refined(chosen(refined, first), last),
         ),
-        "allocated again, refined candidates": (again, chosen(refined, again)),
-        "allocated again, refined candidates, the rest of the tokens": (
+        "allocated again from costs of refined candidates": (again, chosen(refined, again)),
+        "allocated again from costs of refined candidates, the rest of the tokens": (
             again,
             bench.refined(chosen(refined, again), last),
         ),
-        "allocated again, the solver's candidates, all tokens": (
+        "allocated again from costs of the solver's candidates, all tokens": (
+            measured_again,
+            bench.refined(chosen(solver, measured_again), everything),
+        ),
+        "allocated again from costs of refined candidates, the solver's candidates, all tokens": (
             again,
             bench.refined(chosen(solver, again), everything),
         ),
