@@ -141,8 +141,8 @@ def _notes(runner: Runner, built: Built) -> tuple[str, ...]:
             continue
         for digest in built.outputs[bound.id].values():
             meta = runner.store.artifacts.load(digest).meta
-            said = [*meta.get("notes", ()), *meta.get("certificate", {}).get("notes", ())]
-            notes += [f"{bound.id}: {n}" for n in said]
+            for told in (meta, meta.get("certificate", {}), meta.get("distilled", {})):
+                notes += [f"{bound.id}: {n}" for n in told.get("notes", ())]
         notes += [f"{bound.id}: {n}" for n in _said_while_it_ran(runner, built, bound)]
     return tuple(dict.fromkeys(notes))
 

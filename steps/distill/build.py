@@ -10,13 +10,22 @@ from typing import Any, assert_never
 import torch
 
 from schemas.distill import Adam, Annealed, Box, Codes, Offsets, Precision, SignDescent, StraightThrough
+from schemas.format import Affine, Ggml, Mixed, PerColumn, read_format
 from steps.distill.codes.annealed import annealed
 from steps.distill.codes.box import box
 from steps.distill.codes.code import Code, Grid
 from steps.distill.codes.fixed import fixed
 from steps.distill.codes.offsets import offsets
 from steps.distill.codes.straight_through import straight_through
+from steps.distill.matrices.affine import affine_start
+from steps.distill.matrices.ggml import ggml_start
+from steps.distill.matrices.matrix import Start
+from steps.distill.matrices.mixed import mixed_start
 from steps.distill.sign import SignOptimizer
+from steps.quantize.tensors.affine import AffineTensor
+from steps.quantize.tensors.ggml import GgmlTensor
+from steps.quantize.tensors.mixed import MixedTensor
+from steps.step import Value
 
 Arithmetic = Callable[[], AbstractContextManager[Any]]
 """Makes what a forward pass runs within."""
@@ -48,6 +57,20 @@ def build_code(spec: Codes | None, grid: Grid) -> Code:
             return offsets(spec, grid)
         case _:
             assert_never(spec)
+
+
+def build_start(item: Value, member: str, device: str, scaled: bool) -> Start:
+    """Where the training of one matrix starts, by its family; `scaled`: what scales its codes is trained."""
+    fmt = read_format(item.meta["format"])
+    match fmt:
+        case Affine():
+            return affine_start(AffineTensor.from_tensors(item, member, fmt), device, scaled)
+        case Ggml():
+            return ggml_start(GgmlTensor.from_tensors(item, member, fmt), device, scaled)
+        case Mixed() | PerColumn():
+            return mixed_start(MixedTensor.from_tensors(item, member, fmt), device, scaled)
+        case _:
+            assert_never(fmt)
 
 
 def build_optimizer(spec: Adam | SignDescent, variables: Sequence[torch.Tensor]) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from schemas.distill import Join
-from steps.distill.run import summary
+from steps.distill.run import summary, told
 from steps.model.overlay import NORMS
 from steps.step import Env, Output, Value
 
@@ -20,8 +20,8 @@ def run(spec: Join, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
     `before` and `after` are means over blocks of the relative squared error of a block's output on held-out windows.
     """
     selection, blocks = inputs["selection"], inputs["refined"].children
-    norms: dict[str, torch.Tensor] = {}
     children, found = dict(selection.children), list[dict[str, Any]]()
+    norms: dict[str, torch.Tensor] = dict(children[NORMS].tensors) if NORMS in children else {}
     for k in sorted(blocks, key=int):
         found.append({"first_block": int(k), **blocks[k].meta["distilled"]})
         children |= {name: child for name, child in blocks[k].children.items() if name != NORMS}
@@ -32,4 +32,5 @@ def run(spec: Join, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
     means = {key: sum(each[key] for each in found) / len(found) for key in ("before", "after")}
     notes = list(dict.fromkeys(note for each in found for note in each["notes"]))
     facts = {"measure": found[0]["measure"], **means, **summary(found), "blocks": found, "notes": notes}
+    facts = told(selection, facts)
     return {"selection": Output({**selection.meta, "distilled": facts}, selection.tensors, children, selection.files)}

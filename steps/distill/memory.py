@@ -9,6 +9,7 @@ from typing import Any
 
 from schemas.distill import Adam, Training
 from schemas.errors import InputError
+from schemas.mixture import mixture
 from steps.model.structure import block_prefix
 
 FP32, INT16 = 4, 2
@@ -19,14 +20,13 @@ def training_bytes(spec: Training, meta: Mapping[str, Any], tokens: int) -> int:
 
     The original's weights in fp32; of every linear the codes twice (as given, as trained) in int16, dequantized weights
     with their gradients in fp32 and, when codes are trained, the variable with its gradient and Adam's two moments; and
-    per token the activations a backward pass keeps: about 16 hidden vectors and 4 MLP vectors per block, and 4 rows of
-    logits.
+    per token the activations a backward pass keeps: see `_activations`, and 4 rows of logits.
     """
     config, shapes = meta["config"], meta["shapes"]
     weights = sum(_numel(shape) for shape in shapes.values())
     linears = sum(_numel(s) for name, s in shapes.items() if name.startswith("model.layers.") and len(s) > 1)
-    per_block = 16 * int(config["hidden_size"]) + 4 * int(config["intermediate_size"])
-    per_token = int(config["num_hidden_layers"]) * per_block + 4 * int(config["vocab_size"])
+    blocks = sum(_activations(config, block) for block in range(int(config["num_hidden_layers"])))
+    per_token = blocks + 4 * int(config["vocab_size"])
     return FP32 * weights + linears * per_weight(spec) + FP32 * tokens * per_token
 
 
@@ -35,8 +35,20 @@ def block_bytes(spec: Training, meta: Mapping[str, Any], block: int, tokens: int
     config, prefix = meta["config"], block_prefix(block)
     linears = sum(_numel(s) for name, s in meta["shapes"].items() if name.startswith(prefix) and len(s) > 1)
     hidden = int(config["hidden_size"])
-    per_token = 16 * hidden + 4 * int(config["intermediate_size"])
+    per_token = _activations(config, block)
     return linears * (2 * FP32 + per_weight(spec)) + FP32 * (tokens * per_token + 3 * all_tokens * hidden)
+
+
+def _activations(config: Mapping[str, Any], block: int) -> int:
+    """Numbers per token that a backward pass through a block keeps: about 16 hidden vectors and 4 MLP vectors.
+
+    In a mixture the latter are those of the experts that a token goes through, and 2 more hidden vectors of each.
+    """
+    hidden = int(config["hidden_size"])
+    if (found := mixture(config, block)) is None:
+        return 16 * hidden + 4 * int(config["intermediate_size"])
+    chosen = int(config["num_experts_per_tok"])
+    return (16 + 2 * chosen) * hidden + 4 * (chosen * found.inner + (found.shared or 0))
 
 
 def per_weight(spec: Training) -> int:

@@ -16,7 +16,7 @@ from steps.distill.run import check_text, output
 from steps.distill.schedule import split
 from steps.distill.student import student
 from steps.distill.train import train
-from steps.model.overlay import overlay
+from steps.model.overlay import NORMS, overlay
 from steps.model.stream import Stream
 from steps.model.windows import advance, check_finite
 from steps.step import Env, Output, Value
@@ -31,9 +31,10 @@ def run(spec: Reconstruct, inputs: Mapping[str, Value], env: Env) -> dict[str, O
     model, tokens = inputs["model"], inputs["tokens"]
     check_text(tokens)
     block, length = int(model.meta["block"]), tokens.tensors["ids_NS"].shape[1]
+    selection = _own(model, inputs["selection"])
     needed = block_bytes(spec, model.meta, block, spec.batch * length, tokens.tensors["ids_NS"].numel())
     check_fits(needed, available_bytes(env.device), f"block {block}")
-    stream, quantized = Stream(model, env.device), Stream(overlay(model, inputs["selection"]), env.device)
+    stream, quantized = Stream(model, env.device), Stream(overlay(model, selection), env.device)
     entering_NSD, original_NSD = _entering(stream, quantized, inputs)
     original = stream.block(block)
     advance(stream, original, original_NSD, original_NSD, spec.batch)
@@ -41,15 +42,26 @@ def run(spec: Reconstruct, inputs: Mapping[str, Value], env: Env) -> dict[str, O
     windows, kept_out = split(len(entering_NSD), spec.held_out, spec.seed)
     around = Around(stream, {block: original}, block, 1, entering_NSD, original_NSD, None)
     given, trained = (
-        student(s, model, inputs["selection"], [block], final=False, device=env.device) for s in (None, spec)
+        student(s, model, selection, [block], final=False, device=env.device) for s in (None, spec)
     )
     task = BlocksTask((Outputs(kind="outputs"),), around, given, trained, tokens, kept_out)
     outcome = train(spec, task, windows, length, env)
-    refined = output(inputs["selection"], outcome)
+    refined = output(selection, outcome)
     after = Stream(overlay(model, refined), env.device).block(block)
     advance(stream, after, entering_NSD, entering_NSD, spec.batch)
     hidden = Output(tensors={"quantized_NSD": entering_NSD, "original_NSD": original_NSD})
     return {"selection": refined, "hidden": hidden}
+
+
+def _own(model: Value, selection: Value) -> Output:
+    """What of the selection replaces weights that are at hand: of the first block also the embedding, never a head."""
+    children: dict[str, Value] = {}
+    for unit, item in selection.children.items():
+        if unit == NORMS:
+            children[unit] = Output(tensors={n: t for n, t in item.tensors.items() if n in model.tensors})
+        elif all(f"{member}.weight" in model.tensors for member in item.meta["members"]):
+            children[unit] = item
+    return Output(children=children)
 
 
 def _entering(stream: Stream, quantized: Stream, inputs: Mapping[str, Value]) -> tuple[torch.Tensor, torch.Tensor]:

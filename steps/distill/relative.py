@@ -28,6 +28,11 @@ class Relative:
             return self.start_X
         return as_stored(self.start_X + self.unit_X * self.delta_X, self.dtype)
 
+    @torch.no_grad()
+    def stored(self) -> torch.Tensor:
+        """The same in the dtype of the file, on the CPU."""
+        return self.value().to("cpu", self.dtype)
+
 
 def relative(start: torch.Tensor, device: str, trained: bool, bias: bool = False) -> Relative:
     """A tensor at its start. The unit of delta is each value itself, or a bias's root mean square."""

@@ -18,7 +18,7 @@ from steps.distill.blocks import Around, BlocksTask
 from steps.distill.fisher import output_fisher
 from steps.distill.memory import available_bytes, check_fits, training_bytes
 from steps.distill.schedule import split
-from steps.distill.student import Student, selection_of, student
+from steps.distill.student import Student, selection_of, student, untrained
 from steps.distill.train import KEPT_INPUT, Outcome, judge, train
 from steps.distill.whole import Pair, WholeTask
 from steps.model.overlay import overlay
@@ -29,6 +29,8 @@ from steps.model.windows import advance
 from steps.step import Env, Output, Value
 
 FISHER_WINDOWS = 16
+NAMED = 6
+"""Units that a note names before it counts them."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,22 @@ def run(spec: Distill, inputs: Mapping[str, Value], env: Env) -> dict[str, Outpu
     kept = split(len(tokens.tensors["lengths_N"]), spec.held_out, spec.seed)
     setting = Setting(spec, model, tokens, pair, *kept, tokens.tensors["ids_NS"].shape[1], env)
     outcome = _whole(setting, selection) if isinstance(spec.scope, Whole) else _blocks(setting, spec.scope, selection)
-    return {"selection": output(selection, outcome)}
+    return {"selection": output(selection, Outcome(outcome.tensors, told(selection, outcome.facts)))}
 
 
 def output(selection: Value, outcome: Outcome) -> Output:
     """The selection with what a training gave; meta `distilled` holds its facts."""
     children = selection_of(selection, outcome.tensors) if outcome.tensors else dict(selection.children)
     return Output({**selection.meta, "distilled": outcome.facts}, selection.tensors, children, selection.files)
+
+
+def told(selection: Value, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a training, and which units it left as they were by design."""
+    if not (names := untrained(selection)):
+        return dict(facts)
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    note = f"not trained: {', '.join(names[:NAMED])}{rest} (embedding and head stay, and so does f16)"
+    return {**facts, "untrained": names, "notes": [*facts["notes"], note]}
 
 
 def _whole(setting: Setting, selection: Value) -> Outcome:

@@ -1,56 +1,29 @@
-"""What is trained of a selection, what its blocks compute with now, and what would be stored now.
-
-O outputs, G groups per row, J inputs of a group.
-"""
+"""What is trained of a selection, what its blocks compute with now, and what would be stored now."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from schemas.distill import Training
-from steps.distill.build import build_code
-from steps.distill.codes.code import Bounds, Code, Grid
+from schemas.format import Ggml, read_format
+from steps.distill.build import build_code, build_start
+from steps.distill.codes.code import Grid
+from steps.distill.codes.fixed import FixedCode
+from steps.distill.matrices.matrix import Matrix
 from steps.distill.relative import Relative, relative
 from steps.model.overlay import NORMS
-from steps.model.structure import block_prefix
-from steps.quantize.grids.affine import code_dtype, code_range
-from steps.quantize.qtensor import affine, from_value
-from steps.quantize.tensors.affine import AffineTensor
+from steps.model.structure import IN_BLOCKS, block_prefix
 from steps.step import Output, Value
 
 FINAL_NORM = "model.norm.weight"
-WANTED_BY = "training"
+PLAIN = Ggml(type="f16")
+"""The format whose numbers need no codes."""
 NOISE_WALK = 0.2
 """Steps of the grid that a latent may walk by noise alone over a whole training; see Rates."""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A quantized linear: w = scale * level."""
-
-    quantized: AffineTensor
-    code: Code
-    scale_OG: Relative
-
-    def weight(self, hard: bool) -> torch.Tensor:
-        """W_OI fp32: as the forward pass of training sees it, or as `dequantize` gives what would be stored now."""
-        scale_OG = self.scale_OG.value()
-        level_OGJ = self.code.hard(scale_OG) if hard else self.code.levels(scale_OG)
-        return (level_OGJ * scale_OG[..., None]).flatten(1)
-
-    @torch.no_grad()
-    def stored(self) -> AffineTensor:
-        """What would be stored now, on the CPU; format, shape and zero points as before."""
-        scale_OG = self.scale_OG.value()
-        code_OGJ = self.code.hard(scale_OG)
-        if (zero_OG := self.quantized.zero_point_OG) is not None:
-            code_OGJ = code_OGJ + zero_OG[..., None].to(code_OGJ)
-        codes_OI = code_OGJ.flatten(1).to("cpu", code_dtype(self.quantized.format))
-        return replace(self.quantized, codes_OI=codes_OI, scale_OG=scale_OG.to("cpu", self.scale_OG.dtype))
 
 
 @dataclass(frozen=True)
@@ -65,9 +38,10 @@ class Student:
         rates, found = spec.rates, list[tuple[torch.Tensor | None, float]]()
         codes = NOISE_WALK / math.sqrt(steps) if rates.codes == "auto" else rates.codes or 0
         for matrix in self.matrices.values():
-            factor = rates.by_bits.get(str(matrix.quantized.format.bits), 1.0)  # type: ignore[call-overload]
+            bits = f"{matrix.frame.quantized.format.bits:g}"
+            factor = rates.by_bits.get(bits, 1.0)  # type: ignore[call-overload]
             found.append((matrix.code.variable, factor * codes))
-            found.append((matrix.scale_OG.delta_X, rates.scales or 0))
+            found += [(part.delta_X, rates.scales or 0) for part in matrix.frame.scales]
         found += [(vector.delta_X, rates.norms or 0) for vector in self.vectors.values()]
         return [(variable, rate) for variable, rate in found if variable is not None]
 
@@ -88,7 +62,7 @@ def student(
 ) -> Student:
     """The blocks' part of the selection at its start, and the final norm if asked; without a spec, nothing is trained.
 
-    InputError for a unit of these blocks whose format has no codes and scales.
+    Embedding and head lie in no block: they stay (see `untrained`).
     """
     rates = None if spec is None else spec.rates
     prefixes = tuple(block_prefix(k) for k in blocks)
@@ -96,7 +70,7 @@ def student(
     for unit, item in selection.children.items():
         for member in item.meta["members"] if unit != NORMS else ():
             if member.startswith(prefixes):
-                matrices[member] = _matrix(spec, affine(from_value(item, member), WANTED_BY), model, device)
+                matrices[member] = _matrix(spec, item, member, model, device)
     given = selection.children[NORMS].tensors if NORMS in selection.children else {}
     vectors = {}
     for name, shape in model.meta["shapes"].items():
@@ -107,25 +81,26 @@ def student(
     return Student(matrices, vectors)
 
 
-def _matrix(spec: Training | None, quantized: AffineTensor, model: Value, device: str) -> Matrix:
+def _matrix(spec: Training | None, item: Value, member: str, model: Value, device: str) -> Matrix:
+    """One member of a unit. Plain numbers have no codes to choose; they stay."""
+    start = build_start(item, member, device, scaled=spec is not None and spec.rates.scales is not None)
+    if start.bounds is None:
+        return Matrix(FixedCode(start.level_OGJ), start.frame)
+    weight_OI = model.tensors[f"{member}.weight"].to(device, torch.float32)
+    weight_OGJ = weight_OI.view(start.level_OGJ.shape)
+    with torch.no_grad():
+        grid = Grid(start.level_OGJ, start.bounds, start.frame.spacing(), weight_OGJ)
     codes = spec.codes if spec is not None and spec.rates.codes is not None else None
-    code = build_code(codes, _grid(quantized, model, device))
-    scaled = spec is not None and spec.rates.scales is not None
-    return Matrix(quantized, code, relative(quantized.scale_OG, device, scaled))
+    return Matrix(build_code(codes, grid), start.frame)
 
 
-def _grid(quantized: AffineTensor, model: Value, device: str) -> Grid:
-    """Levels and bounds are codes less zero points."""
-    shape, (low, high) = quantized.scale_OG.shape, code_range(quantized.format)
-    zero_OG1 = torch.zeros(*shape, 1, device=device)
-    if quantized.zero_point_OG is not None:
-        zero_OG1 = quantized.zero_point_OG.to(device, torch.float32)[..., None]
-    weight_OI = model.tensors[f"{quantized.name}.weight"].to(device, torch.float32)
-    return Grid(
-        level_OGJ=quantized.codes_OI.to(device, torch.float32).view(*shape, -1) - zero_OG1,
-        bounds=Bounds(low - zero_OG1, high - zero_OG1),
-        scale_OG=quantized.scale_OG.to(device, torch.float32),
-        weight_OGJ=weight_OI.view(*shape, -1),
+def untrained(selection: Value) -> list[str]:
+    """Units that no training changes: embedding and head, which lie in no block, and what has no codes (f16)."""
+    units = {unit: item.meta for unit, item in selection.children.items() if unit != NORMS}
+    return sorted(
+        unit
+        for unit, meta in units.items()
+        if read_format(meta["format"]) == PLAIN or not all(member.startswith(IN_BLOCKS) for member in meta["members"])
     )
 
 

@@ -1,17 +1,19 @@
-"""Candidates and selections of a tiny model by plain rounding, without calibration."""
+"""Candidates and selections of a tiny model, without calibration: by plain rounding, or by the solver."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from schemas.artifact import Unit, item_name
 from schemas.format import Format, read_format
+from schemas.quantize import QuantizeUnit, Rounding
 from steps.model.structure import units
+from steps.quantize import unit as quantize
 from steps.quantize.qtensor import QuantizedTensor, from_value, item_meta
 from steps.quantize.tensors.affine import AffineTensor
-from steps.step import Output
+from steps.step import Env, Output
 
 
 def fmt(name: str) -> Format:
@@ -57,6 +59,19 @@ def selection_of(model: Output, names: str | Mapping[str, str]) -> Output:
     """Every unit in one format, or in the one that the mapping says."""
     plan = {u.name: names if isinstance(names, str) else names[u.name] for u in units_of(model)}
     return Output({"plan": plan}, children={u.name: item(model, u, fmt(plan[u.name])) for u in units_of(model)})
+
+
+def solved_selection(model: Output, names: Sequence[str]) -> Output:
+    """Every unit in one of the formats, in turn, by the quantize step's own solver on inputs that are all alike."""
+    rounding, children, plan = Rounding(refits=1), dict[str, Output](), dict[str, str]()
+    for i, unit in enumerate(units_of(model)):
+        pairs = zip(unit.statistics, unit.shapes, strict=True)
+        statistics = Output(tensors={f"{name}.hessian": torch.eye(columns) for name, (_, columns) in pairs})
+        about = Output({**model.meta, "unit": unit.model_dump(mode="json")}, model.tensors)
+        spec = QuantizeUnit(format=fmt(names[i % len(names)]), rounding=rounding)
+        found = quantize.run(spec, {"model": about, "statistics": statistics}, Env())["candidates"]
+        children[unit.name], plan[unit.name] = found, spec.format.name
+    return Output({"plan": plan}, children=children)
 
 
 def representable(model: Output, selection: Output) -> Output:

@@ -12,6 +12,7 @@ import torch
 
 from schemas.distill import Annealed
 from steps.distill.codes.code import Bounds, Grid
+from steps.distill.codes.spacing import Spacing
 
 STRETCH = 0.1
 """h = clamp(1.2 sigmoid(a) - 0.1, 0, 1) reaches 0 and 1 at finite a (AdaRound: gamma -0.1, zeta 1.1)."""
@@ -31,11 +32,11 @@ class AnnealedCode:
     bounds: Bounds
     spec: Annealed
 
-    def levels(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def levels(self, spacing: Spacing) -> torch.Tensor:
         """Between the neighbours."""
         return self.bounds.clamp(self.below_OGJ + soft(self.variable))
 
-    def hard(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def hard(self, spacing: Spacing) -> torch.Tensor:
         """Up where h is at least a half."""
         return self.bounds.clamp(self.below_OGJ + (self.variable.detach() >= 0).float())
 

@@ -11,6 +11,7 @@ import torch
 
 from schemas.distill import Box
 from steps.distill.codes.code import Grid
+from steps.distill.codes.spacing import Spacing
 
 UNIFORM_ERROR = 12
 """1 / variance of a rounding error spread evenly over one step."""
@@ -31,11 +32,11 @@ class BoxCode:
     error: float
     spec: Box
 
-    def levels(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def levels(self, spacing: Spacing) -> torch.Tensor:
         """Between the neighbours."""
         return torch.lerp(self.below_OGJ, self.above_OGJ, self.variable)
 
-    def hard(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def hard(self, spacing: Spacing) -> torch.Tensor:
         """The nearer neighbour of x."""
         return torch.where(self.variable.detach() > 0.5, self.above_OGJ, self.below_OGJ)
 
@@ -59,6 +60,6 @@ def box(spec: Box, grid: Grid) -> BoxCode:
     above_OGJ = grid.bounds.clamp(below_OGJ + 1)
     gap_OGJ = above_OGJ - below_OGJ
     own_OGJ = torch.where(gap_OGJ == 0, torch.full_like(wanted_OGJ, 0.5), wanted_OGJ - below_OGJ)
-    rounding_OGJ = (wanted_OGJ.round() - grid.wanted()) * grid.scale_OG[..., None]
+    rounding_OGJ = grid.spacing.apart(wanted_OGJ.round(), grid.wanted())
     error = UNIFORM_ERROR * float(rounding_OGJ.square().mean()) or 1.0
     return BoxCode(own_OGJ.clone().requires_grad_(), below_OGJ, above_OGJ, own_OGJ, error, spec)

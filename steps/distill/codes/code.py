@@ -1,6 +1,7 @@
 """What stands for the codes of a matrix while they are trained.
 
-Levels are codes less zero points: w = scale * level. O outputs, G groups per row, J inputs of a group.
+Levels are codes in whole steps of the grid; spacing says which weights they are. O outputs, G groups per row, J inputs
+of a group.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from typing import Any, Protocol
 
 import torch
 
+from steps.distill.codes.spacing import Spacing
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least and greatest level of each group, [O, G, 1] or one for all."""
+    """The least and greatest level: of each group [O, G, 1], of each column [1, G, J], or one for all."""
 
     low: torch.Tensor
     high: torch.Tensor
@@ -25,17 +28,17 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a matrix starts: its levels, their bounds, its scale, and the original weights; fp32, on the training
+    """Where a matrix starts: its levels, their bounds and spacing, and the original weights; fp32, on the training
     device."""
 
     level_OGJ: torch.Tensor
     bounds: Bounds
-    scale_OG: torch.Tensor
+    spacing: Spacing
     weight_OGJ: torch.Tensor
 
     def wanted(self) -> torch.Tensor:
         """The original weights in steps of the grid, unrounded."""
-        return self.weight_OGJ / self.scale_OG[..., None]
+        return self.spacing.levels(self.weight_OGJ)
 
 
 class Code(Protocol):
@@ -45,10 +48,10 @@ class Code(Protocol):
     def variable(self) -> torch.Tensor | None:
         """What is trained, a leaf; None when the codes are fixed."""
 
-    def levels(self, scale_OG: torch.Tensor) -> torch.Tensor:
-        """level_OGJ as the training forward pass sees them, with gradients; `scale_OG` as it is now."""
+    def levels(self, spacing: Spacing) -> torch.Tensor:
+        """level_OGJ as the training forward pass sees them, with gradients; `spacing` as it is now."""
 
-    def hard(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def hard(self, spacing: Spacing) -> torch.Tensor:
         """Whole levels inside the grid: what would be stored now."""
 
     def shape_gradient(self, progress: float) -> None:

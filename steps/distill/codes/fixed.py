@@ -7,25 +7,26 @@ from dataclasses import dataclass
 import torch
 
 from steps.distill.codes.code import Grid
+from steps.distill.codes.spacing import Spacing
 
 
 @dataclass(frozen=True)
 class FixedCode:
-    """See Code; no variable."""
+    """See Code; no variable. Of plain numbers, which have no grid, the levels are the numbers."""
 
     level_OGJ: torch.Tensor
-    """int16: levels of an 8-bit grid with zero points reach from -255 to 255."""
+    """int16 for codes: levels of an 8-bit grid with zero points reach from -255 to 255."""
 
     @property
     def variable(self) -> None:
         """None."""
         return None
 
-    def levels(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def levels(self, spacing: Spacing) -> torch.Tensor:
         """The levels."""
         return self.level_OGJ.float()
 
-    def hard(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def hard(self, spacing: Spacing) -> torch.Tensor:
         """The levels."""
         return self.level_OGJ.float()
 

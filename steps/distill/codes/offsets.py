@@ -1,7 +1,8 @@
 """Offsets added to the weights, in steps of the grid, before they are rounded to nearest.
 
 Source: AutoRound / SignRound (Cheng et al. 2024, arXiv:2309.05516, section 3): v in [-0.5, 0.5], with sign descent.
-Differs from the paper: a group's range is trained through its one scale, not as separate minimum and maximum.
+Differs from the paper: a group's range is trained through its one scale, not as separate minimum and maximum:
+zero points stay, and of llama.cpp's types with minima d and dmin are trained.
 """
 
 from __future__ import annotations
@@ -12,24 +13,25 @@ import torch
 
 from schemas.distill import Offsets
 from steps.distill.codes.code import Bounds, Grid, round_through
+from steps.distill.codes.spacing import Spacing
 
 
 @dataclass(frozen=True)
 class OffsetCode:
-    """See Code; the variable is v, and the level is clamp(round(w / scale + v)): the scale moves codes, too."""
+    """See Code; the variable is v, and the level is clamp(round(w in steps + v)): scales move codes, too."""
 
     variable: torch.Tensor
     weight_OGJ: torch.Tensor
     bounds: Bounds
     spec: Offsets
 
-    def levels(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def levels(self, spacing: Spacing) -> torch.Tensor:
         """Rounded to nearest after the offset."""
-        return self.bounds.clamp(round_through(self.weight_OGJ / scale_OG[..., None] + self.variable))
+        return self.bounds.clamp(round_through(spacing.levels(self.weight_OGJ) + self.variable))
 
-    def hard(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def hard(self, spacing: Spacing) -> torch.Tensor:
         """The same."""
-        return self.levels(scale_OG).detach()
+        return self.levels(spacing).detach()
 
     def shape_gradient(self, progress: float) -> None:
         """Nothing."""

@@ -14,6 +14,7 @@ import torch
 
 from schemas.distill import StraightThrough
 from steps.distill.codes.code import Bounds, Grid, round_through
+from steps.distill.codes.spacing import Spacing
 
 INSIDE = 0.35
 """Furthest from its code that a latent starts, in steps; nearer to 0.5, noise alone flips codes by the thousand."""
@@ -26,11 +27,11 @@ class LatentCode:
     variable: torch.Tensor
     bounds: Bounds
 
-    def levels(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def levels(self, spacing: Spacing) -> torch.Tensor:
         """Rounded latents."""
         return round_through(self.variable)
 
-    def hard(self, scale_OG: torch.Tensor) -> torch.Tensor:
+    def hard(self, spacing: Spacing) -> torch.Tensor:
         """Rounded latents."""
         return self.variable.detach().round()
 

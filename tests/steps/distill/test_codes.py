@@ -10,6 +10,7 @@ from steps.distill.build import build_code
 from steps.distill.codes.annealed import AnnealedCode, soft
 from steps.distill.codes.box import BoxCode
 from steps.distill.codes.code import Bounds, Grid
+from steps.distill.codes.spacing import Spacing
 from steps.distill.divergence import divergence
 
 SPECS = [
@@ -26,18 +27,20 @@ def grid(spread: float = 1.0) -> Grid:
     weight_OGJ = spread * torch.randn(4, 3, 16, generator=generator)
     scale_OG = weight_OGJ.abs().amax(-1) / 3
     bounds = Bounds(torch.full((4, 3, 1), -4.0), torch.full((4, 3, 1), 3.0))
-    return Grid(bounds.clamp((weight_OGJ / scale_OG[..., None]).round()), bounds, scale_OG, weight_OGJ)
+    return Grid(
+        bounds.clamp((weight_OGJ / scale_OG[..., None]).round()), bounds, Spacing(scale_OG[..., None]), weight_OGJ
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 def test_every_start_hardens_to_round_to_nearest_and_stays_inside(spec: object) -> None:
     at = grid()
     code = build_code(spec, at)  # type: ignore[arg-type]
-    assert torch.equal(code.hard(at.scale_OG), at.level_OGJ)
+    assert torch.equal(code.hard(at.spacing), at.level_OGJ)
     with torch.no_grad():
         code.variable.add_(100 * torch.randn(code.variable.shape, generator=torch.Generator().manual_seed(1)))  # type: ignore[union-attr]
     code.project()
-    hard = code.hard(at.scale_OG)
+    hard = code.hard(at.spacing)
     assert torch.equal(hard, hard.round()) and hard.min() >= -4 and hard.max() <= 3
     if spec.kind != "ste":  # type: ignore[attr-defined]
         assert (hard - at.wanted()).abs().max() <= 1 + 1e-5, "one step from the weight at most"
@@ -46,8 +49,8 @@ def test_every_start_hardens_to_round_to_nearest_and_stays_inside(spec: object) 
 @pytest.mark.parametrize("spec", SPECS[1:3], ids=lambda spec: spec.kind)
 def test_soft_codes_start_as_the_weights_themselves(spec: object) -> None:
     at = grid()
-    levels = build_code(spec, at).levels(at.scale_OG)  # type: ignore[arg-type]
-    torch.testing.assert_close(levels * at.scale_OG[..., None], at.weight_OGJ, rtol=1e-4, atol=1e-5)
+    levels = build_code(spec, at).levels(at.spacing)  # type: ignore[arg-type]
+    torch.testing.assert_close(levels * at.spacing.step_OG1, at.weight_OGJ, rtol=1e-4, atol=1e-5)
 
 
 def test_the_box_without_a_loss_is_round_to_nearest() -> None:
@@ -63,7 +66,7 @@ def test_the_box_without_a_loss_is_round_to_nearest() -> None:
     tied = (code.own_OGJ - 0.5).abs() < 0.02
     settled = code.variable.detach()[~tied]
     assert ((settled < 0.01) | (settled > 0.99)).all()
-    assert torch.equal(code.hard(at.scale_OG)[~tied], at.level_OGJ[~tied])
+    assert torch.equal(code.hard(at.spacing)[~tied], at.level_OGJ[~tied])
 
 
 def test_the_penalty_drives_soft_rounding_to_the_ends() -> None:
@@ -83,9 +86,9 @@ def test_the_gradient_of_the_box_is_the_step_between_neighbours() -> None:
     at = grid()
     code = build_code(Box(kind="box"), at)
     toward = torch.randn(at.weight_OGJ.shape, generator=torch.Generator().manual_seed(2))
-    (code.levels(at.scale_OG) * at.scale_OG[..., None] * toward).sum().backward()
+    (code.levels(at.spacing) * at.spacing.step_OG1 * toward).sum().backward()
     assert isinstance(code, BoxCode) and code.variable.grad is not None
-    step = (code.above_OGJ - code.below_OGJ) * at.scale_OG[..., None]
+    step = (code.above_OGJ - code.below_OGJ) * at.spacing.step_OG1
     torch.testing.assert_close(code.variable.grad, step * toward)
 
 

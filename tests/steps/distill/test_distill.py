@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from models import tiny_tokens, tiny_value
-from selections import modified_transformer, representable, selection_of, units_of
+from refinements import SETTINGS, TOKENS, mean_kl, same, trained
+from selections import representable, selection_of, units_of
 
 from pipelines.methods.refine import refinement_of
 from schemas.distill import Distill, Training
@@ -20,46 +21,10 @@ from steps.distill.schedule import split
 from steps.distill.student import FINAL_NORM, student, tensors_of
 from steps.distill.whole import Pair, WholeTask
 from steps.model.overlay import overlay
-from steps.model.positions import take
 from steps.model.stream import Stream
 from steps.model.whole import all_blocks
 from steps.quantize.qtensor import from_value
 from steps.step import Env, Output
-from steps.verify.metrics import compare_chunk
-
-TOKENS = tiny_tokens(80, 16)
-SETTINGS: dict[str, Any] = {
-    "tokens": 12 * 8 * 16,
-    "batch": 8,
-    "held_out": 16,
-    "check_every": 4,
-    "rates": {"codes": 1e-2, "scales": 0.01, "norms": 0.01},
-}
-
-
-def trained(model: Output, selection: Output, env: Env | None = None, **settings: Any) -> Output:
-    spec = Distill.model_validate({"step": "distill", **SETTINGS, **settings})
-    return distill.run(spec, {"model": model, "selection": selection, "tokens": TOKENS}, env or Env())["selection"]
-
-
-def mean_kl(model: Output, selection: Output, windows: list[int]) -> float:
-    """By transformers' own model with the stored tensors loaded."""
-    part = take(TOKENS, windows)
-    with torch.no_grad():
-        original, changed = (
-            part.pick(modified_transformer(model, s)(input_ids=part.ids_NS.long()).logits)
-            for s in (Output(), selection)
-        )
-    return compare_chunk(original, changed, torch.zeros(len(original), dtype=torch.int64)).kl_P.double().mean().item()
-
-
-def same(first: Output, second: Output) -> bool:
-    """Equal children, tensor for tensor, and equal facts."""
-    return first.meta == second.meta and all(
-        torch.equal(tensor, second.children[unit].tensors[name])
-        for unit, child in first.children.items()
-        for name, tensor in child.tensors.items()
-    )
 
 
 @pytest.mark.parametrize(("family", "form"), [("llama", "int2-g32"), ("qwen3", "int3-row-asym")])
@@ -216,22 +181,6 @@ def test_too_few_windows_and_too_little_memory_are_refused(monkeypatch: pytest.M
         trained(model, inputs["selection"])
 
 
-def test_formats_without_codes_and_scales_are_refused_by_name() -> None:
-    from schemas.format import Ggml
-    from steps.quantize.qtensor import item_meta
-
-    model = tiny_value()
-    unit = units_of(model)[0]
-    members = {name: {"shape": list(shape)} for name, shape in zip(unit.members, unit.shapes, strict=True)}
-    blocks = {
-        f"{name}.blocks": torch.zeros(o, i // 32, 18, dtype=torch.uint8)
-        for name, (o, i) in zip(unit.members, unit.shapes, strict=True)
-    }
-    selection = Output(children={unit.name: Output(item_meta(unit.name, Ggml(type="q4_0"), members), blocks)})
-    with pytest.raises(InputError, match="training"):
-        student(None, model, selection, [0], False, "cpu")
-
-
 def _whole(model: Output, selection: Output, spec: Training | None) -> WholeTask:
     stream = Stream(model)
     pair = Pair(stream, Stream(overlay(model, selection)), all_blocks(stream))
@@ -244,7 +193,7 @@ def test_gradients_equal_finite_differences() -> None:
     """Of the training loss by one scale's and one norm's delta; fp32 files, so that nothing is rounded on the way."""
     model = tiny_value()
     task = _whole(model, selection_of(model, "int3-g32-asym"), Distill(step="distill"))
-    scale = task.student.matrices["model.layers.1.mlp.up_proj"].scale_OG
+    scale = task.student.matrices["model.layers.1.mlp.up_proj"].frame.scales[0]
     object.__setattr__(scale, "dtype", torch.float32)
     task.loss([0, 3]).backward()
     for delta in (scale.delta_X, task.student.vectors[FINAL_NORM].delta_X):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import tiny_tokens, tiny_value
-from selections import selection_of, units_of
+from selections import fmt, item, selection_of, units_of
 
 from pipelines.items import units_view
 from pipelines.methods.refine import refinement_of
@@ -15,7 +15,7 @@ from schemas.distill import Distill, Join, Reconstruct, Training
 from schemas.errors import InputError
 from steps.distill import join, reconstruct
 from steps.distill import run as distill
-from steps.model.structure import block_prefix
+from steps.model.structure import block_prefix, embedding_unit, head_unit
 from steps.step import Env, Output, Value
 
 TOKENS = tiny_tokens(120, 16)
@@ -56,15 +56,23 @@ def streamed(model: Output, selection: Output) -> tuple[Output, list[Output]]:
     return join.run(Join(step="join"), {"selection": selection, "refined": blocks}, Env())["selection"], refined
 
 
-def test_streamed_blocks_are_the_resident_ones_bit_for_bit() -> None:
-    model = tiny_value(dtype=torch.bfloat16)
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
+def test_streamed_blocks_are_the_resident_ones_bit_for_bit(family: str) -> None:
+    """Embedding and head, which are units here, go where they have to, and stay."""
+    model = tiny_value(family, dtype=torch.bfloat16)
     selection = selection_of(model, "int2-g32")
+    ends = [
+        embedding_unit(model.meta["config"], model.meta["shapes"]),
+        head_unit(model.meta["config"], model.meta["shapes"]),
+    ]
+    coded = {unit.name: item(model, unit, fmt("int4-g32")) for unit in ends if unit is not None}
+    selection = Output(selection.meta, children={**selection.children, **coded})
     found, refined = streamed(model, selection)
     resident = {"step": "distill", "scope": {"kind": "blocks"}, "objective": [{"kind": "outputs"}]}
     spec = Distill.model_validate({**ROW, **resident})
     whole = distill.run(spec, {"model": model, "selection": selection, "tokens": TOKENS}, Env())["selection"]
     assert whole.meta["distilled"]["step_kept"] > 0
-    assert set(found.children) == set(whole.children) == {u.name for u in units_of(model)}
+    assert set(found.children) == set(whole.children) == {u.name for u in units_of(model)} | {"embed_tokens", "lm_head"}
     for unit, child in whole.children.items():
         assert found.children[unit].meta == child.meta
         assert all(torch.equal(t, found.children[unit].tensors[name]) for name, t in child.tensors.items())
@@ -72,6 +80,7 @@ def test_streamed_blocks_are_the_resident_ones_bit_for_bit() -> None:
     blocks = whole.meta["distilled"]["blocks"]
     assert [part.meta["distilled"]["curve"] for part in refined] == [block["curve"] for block in blocks]
     assert facts["after"] < facts["before"] and facts["measure"] == "block error"
+    assert facts["untrained"] == whole.meta["distilled"]["untrained"] == ["embed_tokens", "lm_head"]
     assert found.meta["plan"] == selection.meta["plan"]
 
 

@@ -42,7 +42,7 @@ def test_the_rate_warms_up_to_its_peak_and_falls(shape: str) -> None:
 
 
 def test_memory_is_counted_by_hand() -> None:
-    config = {"num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 8, "vocab_size": 10}
+    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 8, "vocab_size": 10}
     shapes = {
         "model.embed_tokens.weight": (10, 4),
         "model.layers.0.mlp.up_proj.weight": (8, 4),
