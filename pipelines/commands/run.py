@@ -8,11 +8,12 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.build import Build, from_traces, prepare
 from pipelines.distribution import Distribution
-from pipelines.preflight import Forecast, check
+from pipelines.preflight import check
 from pipelines.recipe_file import parse_assignment
 from pipelines.settings import prefect_environment, settings
 from pipelines.show import show_report
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         api = os.environ.get("PREFECT_API_URL") or where.prefect_api
         Distribution(options.runner, options.scheduler, options.workers).check(api)
         check_tracking(where.tracking)
-        tell(check(build, here=options.scheduler is None))
+        tell(check(build, here=options.scheduler is None).notes)
         report = _through_prefect(options, build)
     else:
         print("every node is cached; nothing was computed", file=sys.stderr)
@@ -41,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def tell(forecast: Forecast) -> None:
+def tell(notes: Iterable[str]) -> None:
     """What a user should know before the work begins."""
-    for note in forecast.notes:
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from pipelines.build import from_traces
-from pipelines.commands.run import check_prefect, leave_the_last_word_to_the_command, write_json
+from pipelines.commands.run import check_prefect, leave_the_last_word_to_the_command, tell, write_json
 from pipelines.distribution import Distribution
 from pipelines.drive import Built, NotCached, look_up
 from pipelines.front import over_uniform, sweep_of
@@ -34,14 +34,14 @@ def sweep(options: argparse.Namespace) -> int:
     """Go through the budgets; 0 when the gates of every build pass, else 1."""
     asked, where = asked_of(options), settings(options.store, options.tracking)
     steps = rungs(asked, where, options.device)
-    for rung in steps:
-        check(rung.build, here=options.scheduler is None)
+    notes = [note for rung in steps for note in check(rung.build, here=options.scheduler is None).notes]
     compared = comparison(asked, steps)
     reports = _from_traces(steps, compared)
     if reports is None:
         api = os.environ.get("PREFECT_API_URL") or where.prefect_api
         Distribution(options.runner, options.scheduler, options.workers).check(api)
         check_tracking(where.tracking)
+        tell(dict.fromkeys(notes))
         reports = _through_prefect(options, asked, where)
     else:
         print("every node is cached; nothing was computed", file=sys.stderr)
