@@ -8,7 +8,7 @@ from math import prod
 from schemas.verify import Generate, Loading, Measure, Verify, WholeOrBlocks
 
 FP32 = 4
-BY_BLOCKS = "the model was loaded block by block, to bound memory"
+BY_BLOCKS = "as the model was loaded block by block to bound memory"
 """Why something that needs the whole model was not measured, for people."""
 
 

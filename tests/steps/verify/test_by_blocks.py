@@ -232,7 +232,7 @@ def test_a_domain_is_measured_alike_in_both_ways(inputs: dict[str, Output], tmp_
 def test_nothing_is_written_by_blocks_and_that_is_said(inputs: dict[str, Output], tmp_path: Path) -> None:
     spec = Generate(step="generate", load="blocks")
     meta = generate.run(spec, inputs, Env(scratch=tmp_path))["generations"].meta
-    assert meta == {"generations": [], "notes": [f"nothing was written: {BY_BLOCKS}"]}
+    assert meta == {"generations": [], "notes": [f"nothing was generated, {BY_BLOCKS}"]}
 
 
 def test_auto_goes_by_the_size_of_the_model_alone() -> None:

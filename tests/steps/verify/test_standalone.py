@@ -71,19 +71,29 @@ def bare(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("form", ["compressed-tensors", pytest.param("bitsmith", marks=pytest.mark.slow)])
-def test_a_bare_machine_measures_what_this_one_does(tmp_path: Path, form: PackFormat) -> None:
+@pytest.mark.parametrize(
+    ("form", "load"),
+    [
+        ("compressed-tensors", "whole"),
+        ("compressed-tensors", "blocks"),
+        pytest.param("bitsmith", "whole", marks=pytest.mark.slow),
+    ],
+)
+def test_a_bare_machine_measures_what_this_one_does(tmp_path: Path, form: PackFormat, load: str) -> None:
     folder = build(tmp_path, form)
     asked = ["--model", str(tmp_path / "model"), "--text", str(tmp_path / "text.jsonl"), "--length", "32"]
+    asked += ["--load", load]
     done = bare([str(folder), *asked, "--json", str(tmp_path / "out.json")], Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     assert "sound: " in done.stdout and "nats per token" in done.stdout and "licence" in done.stdout
+    assert ("speed was not measured" if load == "blocks" else "tokens/s prefill") in done.stdout
     found = json.loads((tmp_path / "out.json").read_text())
     env = Env(scratch=tmp_path / "scratch")
     env.scratch.mkdir()
     model = FolderModel(tmp_path / "model")
     tokens = tokens_of(model, read_text(tmp_path / "text.jsonl", env.scratch), 32, 128, env)
     here = measure_folder(folder, model, tokens, env)
+    assert measure_folder(folder, model, tokens, env, load="blocks")["mixed"] == here["mixed"]
     assert found["measured"]["tokens"] == here["tokens"] > 100
     assert found["measured"]["mixed"]["kl"]["value"] == pytest.approx(here["mixed"]["kl"]["value"], rel=1e-4)
     assert 0 < here["mixed"]["kl"]["low"] < here["mixed"]["kl"]["high"]
