@@ -9,6 +9,7 @@ from steps.pack.gguf import FILE as GGUF
 from steps.pack.read import PackedFolder
 from steps.verify.cut_gguf import GgufParts
 from steps.verify.cut_safetensors import SafetensorsParts
+from steps.verify.integrity import check_index
 from steps.verify.part import Part
 
 
@@ -21,4 +22,8 @@ class Packed(Protocol):
 
 def open_cuttable(folder: Path) -> Packed:
     """A packed folder of any file format."""
-    return GgufParts(folder) if (folder / GGUF).exists() else SafetensorsParts(PackedFolder(folder))
+    if (folder / GGUF).exists():
+        return GgufParts(folder)
+    packed = PackedFolder(folder)
+    check_index(packed)  # parts are single files: nothing that loads them would read it
+    return SafetensorsParts(packed)

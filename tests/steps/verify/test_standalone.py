@@ -122,6 +122,18 @@ def rename_in_header(folder: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"layers.2", b"layers.7", 1))
 
 
+def lose_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def another_home(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    told = json.loads(path.read_text())
+    name, last = max(told["weight_map"].items(), key=lambda pair: pair[1])
+    told["weight_map"][name] = last.replace("model-0000", "model-0001")
+    path.write_text(json.dumps(told))
+
+
 def another_format(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"group_size": 32', '"group_size": 64'))
@@ -152,6 +164,8 @@ def half_a_manifest(folder: Path) -> None:
         (cut, "damaged or cut short"),
         (lose, "a weights file is missing"),
         (rename_in_header, "not what was built: header"),
+        (lose_index, "not what was built: index"),
+        (another_home, "not what was built: index"),
         (another_format, "not what was built: quantization_config"),
         (newer, r"newer Bitsmith.*version 9"),
         (no_manifest, "not a packed folder"),
