@@ -126,7 +126,12 @@ def judged(inputs: dict[str, Output], scratch: Path, **changes: Any) -> dict[str
     return meta
 
 
-@pytest.mark.parametrize("case", [*CASES.values(), *GGUF.values()], ids=[*CASES, *GGUF])
+SLOW = ("fp32", "container", "container-qwen2-moe", "container-qwen3-moe", "gguf-qwen3", "gguf-llama3")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, c in {**CASES, **GGUF}.items()]
+)
 def test_by_blocks_gives_bit_for_bit_the_verdict_of_the_whole(case: Case, tmp_path: Path) -> None:
     inputs = build(case, tmp_path)
     whole, blocks = (judged(inputs, tmp_path / load, load=load) for load in ("whole", "blocks"))
