@@ -83,6 +83,7 @@ def assemble(runner: Runner, built: Built, run: Run) -> Report:
         passed=verdict["passed"],
         packed={"path": run.packed_path, "digest": built.outputs[verify.inputs["packed"][0]]["packed"]},
         speed=verdict["speed"],
+        loaded=verdict["loaded"],
         device=verdict["device"],
         notes=_notes(runner, built),
         domains=domains_of(runner, built),

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from schemas.errors import InputError
-from steps.verify.options import split
+from steps.verify.options import LOAD_HELP, LOADINGS, split
 
 EXIT_GATES, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -96,6 +96,7 @@ def _store_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
     verify.add_argument("--length", metavar="N", type=int, default=256, help="with --text: tokens per window (256)")
     verify.add_argument("--windows", metavar="N", type=int, default=128, help="with --text: windows at most (128)")
     verify.add_argument("--engine", choices=("transformers", "llama.cpp"), default="transformers", help="what runs it")
+    verify.add_argument("--load", choices=LOADINGS, default="auto", help=LOAD_HELP)
     verify.add_argument("--tasks", metavar="LIST", type=split, default=(), help="lm-eval tasks: YAML, JSONL or names")
     verify.add_argument("--limit", metavar="N", type=int, help="with --tasks: samples of each at most")
     verify.add_argument("--quick", action="store_true", help="check every byte, measure nothing")

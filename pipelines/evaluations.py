@@ -22,7 +22,7 @@ def evaluation_nodes(short: ShortRecipe, make: MakeNode) -> dict[str, Node]:
         nodes |= _domain(f"{PREFIX}{name}", source, short, make)
     if short.samples:
         inputs = {"packed": "packed", "model": "model", "tokens": "evaluation"}
-        nodes["generations"] = make("generate", inputs, samples=short.samples)
+        nodes["generations"] = make("generate", inputs, samples=short.samples, load=short.load)
     return nodes
 
 
@@ -36,7 +36,7 @@ def _domain(node: str, source: str, short: ShortRecipe, make: MakeNode) -> dict[
         f"{node}_tokens": make("tokenize", {"text": f"{node}_text", "model": "model"}, **cut),
         f"{node}_reference": make("reference", {"model": "model", "tokens": f"{node}_tokens"}, batch=short.batch),
         f"{node}_uniform": make("evaluate", {**read, "selection": "uniform"}, batch=short.batch),
-        node: make("measure", {**read, **built, "uniform": f"{node}_uniform"}, batch=short.batch),
+        node: make("measure", {**read, **built, "uniform": f"{node}_uniform"}, batch=short.batch, load=short.load),
     }
 
 

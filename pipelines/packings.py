@@ -54,7 +54,7 @@ def packing_nodes(short: ShortRecipe, selection: str, make: MakeNode) -> dict[st
         target = None if place else short.target
         wanted = {"model": "model", "selection": selection}
         nodes[packed] = make("pack", wanted, **packing.model_dump(), target=target)
-        nodes[f"verdict{suffix}"] = make("verify", inputs, gates=gates, batch=short.batch)
+        nodes[f"verdict{suffix}"] = make("verify", inputs, gates=gates, batch=short.batch, load=short.load)
     return nodes
 
 

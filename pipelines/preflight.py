@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pipelines.build import Build
 from pipelines.graph import Bound
 from pipelines.held_out import check_held_out
+from pipelines.memory import memory
 from pipelines.packings import engine_notes
 from pipelines.training import check_memory, memory_needed, text_notes
 from schemas.allocate import Allocate, Pin
@@ -24,17 +25,19 @@ from schemas.format import Format
 from schemas.pack import Pack
 from schemas.quantize import Quantize
 from schemas.recipe import Recipe
+from schemas.verify import Generate, Verify
 from steps.allocate.limits import Achievable
 from steps.allocate.pins import check_pins
 from steps.allocate.preflight import check as check_allocation
 from steps.model.offers import Offer, offers
 from steps.model.structure import max_length
 from steps.pack.engines import model_refusals, refusals
-from steps.pack.sizes import groups, metadata_size, unit_bytes, weights_of
+from steps.pack.sizes import groups, metadata_size, unit_bytes
 from steps.step import Value
+from steps.verify.loading import BY_BLOCKS, asked, whole_bytes
 
 S = TypeVar("S", bound=Spec)
-FP32, BF16 = 4, 2
+FP32 = 4
 SPARE_DISK = 64 * 2**20
 """Room left for tokens, traces and databases, in bytes."""
 
@@ -86,9 +89,14 @@ def check(build: Build, here: bool = True) -> Forecast:
         file_bits_per_weight=reach.file_bits_per_weight,
         disk_needed=_disk(offered) + reach.file_bytes[1] + SPARE_DISK,
         disk_free=_free_disk(build.where.store),
-        memory_needed=max([_memory(recipe, offered, model.meta), *memory_needed(runner).values()]),
+        memory_needed=max([memory(recipe, offered, model.meta), *memory_needed(runner).values()]),
         memory_free=_free_memory(),
-        notes=(*_length_notes(recipe, model.meta), *engine_notes(recipe, quantize.formats), *text_notes(runner)),
+        notes=(
+            *_length_notes(recipe, model.meta),
+            *engine_notes(recipe, quantize.formats),
+            *text_notes(runner),
+            *_loading_notes(recipe, model.meta),
+        ),
     )
     if forecast.disk_free is not None and forecast.disk_free < forecast.disk_needed:
         raise InputError(
@@ -165,6 +173,13 @@ def _length_notes(recipe: Recipe, meta: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: windows of {node.spec.length} tokens are capped at the model's {limit}"
 
 
+def _loading_notes(recipe: Recipe, meta: Mapping[str, Any]) -> Iterator[str]:
+    for name, node in recipe.nodes.items():
+        if isinstance(node.spec, Verify | Generate) and asked(node.spec, meta["shapes"]) == "blocks":
+            lacks = "speed is not measured" if isinstance(node.spec, Verify) else "nothing is generated"
+            yield f"{name}: {lacks}, {BY_BLOCKS} (load: whole loads {whole_bytes(meta['shapes']) / 1e9:.1f} GB of fp32)"
+
+
 def _disk(offered: Sequence[Offer]) -> int:
     """Candidates of every unit in every format, and the Hessians, one per input that a block's linears share."""
     tensors = sum(unit_bytes("bitsmith", fmt, offer.unit) for offer in offered for fmt in offer.formats)
@@ -174,25 +189,6 @@ def _disk(offered: Sequence[Offer]) -> int:
         for name, shape in zip(offer.unit.statistics, offer.unit.shapes, strict=True)
     }
     return tensors + sum(FP32 * width**2 for width in inputs.values())
-
-
-def _memory(recipe: Recipe, offered: Sequence[Offer], meta: Mapping[str, Any]) -> int:
-    """The largest block in fp32 with its Hessians, or the whole model where a step needs it resident.
-
-    `verify` holds it in its own dtype and widens it to fp32; probes and `hutchinson` hold it in fp32 twice.
-    Quantizing a unit holds its weights in fp32 four times over, which shows where the vocabulary is large.
-    """
-    blocks: dict[int, int] = {}
-    largest = 0
-    for unit in (offer.unit for offer in offered):
-        weights = sum(rows * columns for rows, columns in unit.shapes)
-        hessians = sum(dict(zip(unit.statistics, (s[1] ** 2 for s in unit.shapes), strict=True)).values())
-        inside = weights if unit.use == "linear" else 0
-        blocks[unit.block] = blocks.get(unit.block, 0) + FP32 * inside + 2 * FP32 * hessians
-        largest = max(largest, 4 * FP32 * weights)
-    whole = {n.spec.step for n in recipe.nodes.values()} & {"kl_probe", "pair_probe", "hutchinson"}
-    resident = (2 * FP32 if whole else BF16 + FP32) * weights_of(meta["shapes"])
-    return max(*blocks.values(), resident, largest)
 
 
 def _free_disk(url: str) -> int | None:

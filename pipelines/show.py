@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pipelines.show_evaluations import HEADS, domain_cells, position_lines, sample_lines
 from schemas.report import Contrast, Distilled, Interval, Measured, Report
+from steps.verify.loading import BY_BLOCKS
 from steps.verify.show import gpu_lines
 
 if TYPE_CHECKING:
@@ -146,12 +147,14 @@ def _facts(report: Report) -> list[str]:
             f"{seen.without_tokens} none at all"
         )
     lines += position_lines(report)
-    speed = report.speed
-    lines.append(
-        f"loaded on {report.device}: {speed.prefill_tokens_per_second:.1f} tokens/s prefill, "
-        f"{speed.decode_tokens_per_second:.1f} decode, peak memory {size(speed.peak_memory_bytes)}"
-    )
-    lines += gpu_lines(speed.model_dump())
+    if (speed := report.speed) is None:
+        lines.append(f"loaded on {report.device}: speed was not measured, {BY_BLOCKS}")
+    else:
+        lines.append(
+            f"loaded on {report.device}: {speed.prefill_tokens_per_second:.1f} tokens/s prefill, "
+            f"{speed.decode_tokens_per_second:.1f} decode, peak memory {size(speed.peak_memory_bytes)}"
+        )
+        lines += gpu_lines(speed.model_dump())
     for other in report.also:
         exact = "as predicted" if other.bytes.actual == other.bytes.predicted else "NOT as predicted"
         lines.append(

@@ -29,7 +29,7 @@ from schemas.pattern import Pattern
 from schemas.quantize import Quantize, Rounding
 from schemas.sensitivity import Metric, MetricName, PairProbe, Rescore
 from schemas.units import KEEP, Ends, EndsField, Grouping, Treatment
-from schemas.verify import Evaluate, Gates, Generate, Measure, Verify
+from schemas.verify import Evaluate, Gates, Generate, Loading, Measure, Verify
 
 StepSpec = Annotated[
     ModelSource
@@ -192,6 +192,9 @@ class ShortRecipe(Spec):
     gates: Gates = Gates()
     samples: int = Field(default=2, ge=0)
     """Beginnings of evaluation windows that the original and the packed model continue, side by side."""
+    load: Loading = "auto"
+    """How the packed file is verified: whole, or block by block, which times nothing and writes no samples; `auto` is
+    whole up to a billion weights."""
     batch: int = Field(default=16, ge=1)
     """Windows run through a block at once, in every step."""
 

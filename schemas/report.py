@@ -6,6 +6,7 @@ from typing import Literal
 
 from schemas.artifact import Digest
 from schemas.base import Spec
+from schemas.verify import WholeOrBlocks
 
 NodeStatus = Literal["computed", "cached", "partial"]
 
@@ -265,7 +266,9 @@ class Report(Spec):
     gates: tuple[GateRow, ...]
     passed: bool
     packed: Packed
-    speed: Speed
+    speed: Speed | None
+    """None where the packed model was `loaded` block by block, which cannot time it."""
+    loaded: WholeOrBlocks = "whole"
     device: str
     notes: tuple[str, ...]
     """What a reader must know: capped lengths, raised damping, skipped text, repaired scores."""

@@ -8,6 +8,13 @@ from pydantic import Field
 
 from schemas.base import Spec
 
+Loading = Literal["auto", "whole", "blocks"]
+"""How the packed model is loaded: whole, or one block at a time, which needs no more memory than the largest block but
+can time nothing and write nothing. `auto` goes by the model's size: whole up to `whole_bytes` of weights in fp32."""
+WholeOrBlocks = Literal["whole", "blocks"]
+WHOLE_BYTES = 4 * 2**30
+"""A billion weights. Loaded whole they take half as much again, and the loader's own copies."""
+
 
 class Evaluate(Spec):
     """Per-document KL, negative log-likelihood and top-1 agreement of a selection, dequantized in memory."""
@@ -23,15 +30,22 @@ class Measure(Spec):
     batch: int = Field(default=16, ge=1)
     bootstrap: int = Field(default=2000, ge=100)
     seed: int = 0
+    load: Loading = "auto"
+    whole_bytes: int = Field(default=WHOLE_BYTES, gt=0)
 
 
 class Generate(Spec):
-    """What the original and the packed model write, greedily, after the first `prompt` tokens of `samples` windows."""
+    """What the original and the packed model write, greedily, after the first `prompt` tokens of `samples` windows.
+
+    Every token goes through all blocks, so nothing is written unless the model is loaded whole.
+    """
 
     step: Literal["generate"]
     samples: int = Field(default=2, ge=1)
     prompt: int = Field(default=32, ge=1)
     tokens: int = Field(default=32, ge=1)
+    load: Loading = "auto"
+    whole_bytes: int = Field(default=WHOLE_BYTES, gt=0)
 
 
 class Gates(Spec):
@@ -55,3 +69,5 @@ class Verify(Spec):
     batch: int = Field(default=16, ge=1)
     bootstrap: int = Field(default=2000, ge=100)
     seed: int = 0
+    load: Loading = "auto"
+    whole_bytes: int = Field(default=WHOLE_BYTES, gt=0)

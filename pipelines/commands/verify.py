@@ -41,6 +41,10 @@ def verify(options: argparse.Namespace) -> int:
     check_options(options)
     where = settings(options.store)
     found: dict[str, Any] = {"folder": str(folder), "sound": asdict(check_folder(folder))}
+    if options.tasks:
+        from steps.verify.tasks import check_whole
+
+        check_whole(folder, options.load)
     if not options.quick and (options.model is None or options.text is not None):
         found |= _measure(options, folder, where)
     if options.tasks:
@@ -71,7 +75,7 @@ def _measure(options: argparse.Namespace, folder: Path, where: Settings) -> dict
             model = open_source_model(ModelSource(step="model", source=options.model), where.cache)
             text = open_source_text(TextSource(step="text", source=options.text), where.cache)
             tokens = tokens_of(model, text, options.length, options.windows, env)
-            return {"measured": measure_folder(folder, model, tokens, env, engine=options.engine)}
+            return {"measured": measure_folder(folder, model, tokens, env, engine=options.engine, load=options.load)}
         known = _known(folder, where)
         if known is None:
             return {"note": "not measured: no build in the store packed this; name --model and --text"}
@@ -85,6 +89,7 @@ def _measure(options: argparse.Namespace, folder: Path, where: Settings) -> dict
                 reference=inputs["reference"],
                 selection=inputs["selection"],
                 engine=options.engine,
+                load=options.load,
             )
         except Unavailable as error:
             raise lost(error) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from math import prod
@@ -30,12 +30,14 @@ from steps.quantize.tensors.affine import AffineTensor
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One safetensors file: its size, the digest of everything before the first tensor, and its tensors."""
+    """One safetensors file: its size, the digest of everything before the first tensor, and its tensors with the place
+    of each one's first byte."""
 
     path: Path
     size: int
     header: str
     entries: tuple[Entry, ...]
+    starts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +148,8 @@ def open_weights(path: Path) -> WeightsFile:
         with path.open("rb") as file:
             length = file.read(8)
             text = file.read(int.from_bytes(length, "little"))
-        with safe_open(path, "pt"):
-            pass  # checks that the offsets cover the file exactly
+        with safe_open(path, "np"):
+            pass  # checks that the offsets cover the file exactly; "pt" would also map all of it as writable memory
         document = json.loads(text)
     except FileNotFoundError as error:
         raise InputError("a weights file is missing", where=str(path), fix="copy the folder again") from error
@@ -155,8 +157,10 @@ def open_weights(path: Path) -> WeightsFile:
         raise InputError(
             "a weights file is damaged or cut short", where=str(path), got=error, fix="copy the folder again"
         ) from error
-    entries = (Entry(n, e["dtype"], tuple(e["shape"])) for n, e in document.items() if n != "__metadata__")
-    return WeightsFile(path, path.stat().st_size, sha256(length + text).hexdigest(), tuple(entries))
+    stored = {name: e for name, e in document.items() if name != "__metadata__"}
+    entries = tuple(Entry(name, e["dtype"], tuple(e["shape"])) for name, e in stored.items())
+    starts = {name: len(length) + len(text) + e["data_offsets"][0] for name, e in stored.items()}
+    return WeightsFile(path, path.stat().st_size, sha256(length + text).hexdigest(), entries, starts)
 
 
 def check_finite(q: QuantizedTensor) -> QuantizedTensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError
-from steps.verify.options import check_options, split
+from steps.verify.options import LOAD_HELP, LOADINGS, check_options, split
 from steps.verify.show import lines
 
 
@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--windows", type=int, default=128, help="windows at most (128)")
     found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     found.add_argument("--engine", choices=("transformers", "llama.cpp"), default="transformers", help="what runs it")
+    found.add_argument("--load", choices=LOADINGS, default="auto", help=LOAD_HELP)
     found.add_argument("--tasks", type=split, default=(), metavar="FILE_OR_NAME,...", help="lm-eval tasks to run")
     found.add_argument("--limit", type=int, help="with --tasks: samples of each at most")
     found.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
@@ -53,17 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def verify(options: argparse.Namespace) -> dict[str, Any]:
     """`sound`, the facts of the folder, and with a model and a text `measured`."""
     from steps.verify.integrity import check_folder
+    from steps.verify.tasks import check_whole, measure_tasks
 
     check_options(options)
     found: dict[str, Any] = {"sound": asdict(check_folder(options.folder))}
+    if options.tasks:
+        check_whole(options.folder, options.load)
     if options.text is not None:
         found["measured"] = _measure(options)
     if options.tasks:
         from steps.verify.folder_model import FolderModel
-        from steps.verify.tasks import measure_tasks
 
         model = None if options.model is None else FolderModel(options.model)
-        found["tasks"] = measure_tasks(options.folder, options.tasks, model, _device(options.device), options.limit)
+        device = _device(options.device)
+        found["tasks"] = measure_tasks(options.folder, options.tasks, model, device, options.limit)
     return found
 
 
@@ -82,7 +86,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         env = Env(device=_device(options.device), scratch=Path(scratch))
         model = FolderModel(options.model)
         tokens = tokens_of(model, read_text(options.text, env.scratch), options.length, options.windows, env)
-        return measure_folder(options.folder, model, tokens, env, engine=options.engine)
+        return measure_folder(options.folder, model, tokens, env, engine=options.engine, load=options.load)
 
 
 if __name__ == "__main__":

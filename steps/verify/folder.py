@@ -10,20 +10,21 @@ import torch
 
 from schemas.calibrate import Reference, Tokenize
 from schemas.errors import InputError
+from schemas.report import Speed
+from schemas.verify import WHOLE_BYTES, Loading
 from steps.calibrate.reference import run as reference_run
 from steps.calibrate.tokenize import run as tokenize_run
 from steps.model.positions import batches, predicted_positions
 from steps.model.stream import Stream
-from steps.model.structure import max_length
 from steps.pack.gguf import FILE
 from steps.step import Env, Value
 from steps.verify.bootstrap import draw, measured
 from steps.verify.integrity import open_packed
 from steps.verify.llama import logits
-from steps.verify.load_packed import different_weights, in_float32, load
+from steps.verify.loading import resolve
 from steps.verify.metrics import Comparison, compare_chunk, documents_meta, join
-from steps.verify.run import device_name, measure
-from steps.verify.speed import measure_speed, original_peak
+from steps.verify.predictions import by_blocks
+from steps.verify.run import device_name, measure, predict_whole
 
 RESAMPLES = 2000
 VerifyEngine = Literal["transformers", "llama.cpp"]
@@ -45,12 +46,13 @@ def measure_folder(
     reference: Value | None = None,
     selection: Value | None = None,
     engine: VerifyEngine = "transformers",
+    load: Loading = "auto",
 ) -> dict[str, Any]:
     """KL, perplexity and top-1 agreement of the folder with 95 % intervals over documents, and its speed; JSON.
 
     `reference` holds the original's final hidden states of these tokens, and `selection` what was packed, when they
     are at hand; `different` are the loaded weights that are not the selection's. llama.cpp is measured by its logits
-    alone: neither weights nor speed.
+    alone: neither weights nor speed. `load` is as in schemas/verify.py.
     """
     inputs: dict[str, Value] = {"model": model, "tokens": tokens}
     if reference is None:
@@ -58,14 +60,18 @@ def measure_folder(
     else:
         inputs["reference"] = reference
     if engine == "llama.cpp":
-        return _facts(folder, llama_rows(folder, inputs, batch, env), env, speed=None, different=None)
-    prompt_S, limit = _prompt(tokens), max_length(model.meta["config"])
-    original_bytes = original_peak(model, prompt_S, env.device, limit)
-    loaded = load(folder, env.device)
-    speed = measure_speed(loaded, prompt_S, env.device, limit, original_bytes)
-    different = different_weights(loaded, model, selection) if selection is not None else []
-    rows: Mapping[str, Any] = measure(in_float32(loaded), inputs, batch, env, different)
-    return _facts(folder, rows, env, speed=speed.model_dump(mode="json"), different=different)
+        return _facts(folder, llama_rows(folder, inputs, batch, env), env, speed=None, different=None, loaded="whole")
+    if selection is not None:
+        inputs["selection"] = selection
+    speed: Speed | None = None
+    how = resolve(load, WHOLE_BYTES, model.meta["shapes"])
+    if how == "whole":
+        predictions, speed = predict_whole(folder, inputs, batch, env)
+    else:
+        predictions = by_blocks(folder, model, tokens, batch, env, selection)
+    rows: Mapping[str, Any] = measure(predictions, inputs, env)
+    told = speed and speed.model_dump(mode="json")
+    return _facts(folder, rows, env, speed=told, different=predictions.different, loaded=how)
 
 
 def _facts(folder: Path, rows: Mapping[str, Any], env: Env, **others: Any) -> dict[str, Any]:
@@ -97,10 +103,3 @@ def llama_rows(folder: Path, inputs: Mapping[str, Value], batch: int, env: Env) 
         original_PV = stream.logits(original_PD[rows].to(env.device))
         parts.append(compare_chunk(original_PV, logits_PV, positions.label_P[rows]))
     return documents_meta(join(parts), positions)
-
-
-def _prompt(tokens: Value) -> torch.Tensor:
-    """The valid tokens of the longest window."""
-    length_N = tokens.tensors["lengths_N"]
-    longest = int(length_N.argmax())
-    return tokens.tensors["ids_NS"][longest, : int(length_N[longest])]

@@ -17,11 +17,19 @@ from steps.model.structure import max_length
 from steps.step import Env, Output, Value
 from steps.verify.load_packed import folder_of, in_float32, load
 from steps.verify.loaders import load_original
+from steps.verify.loading import BY_BLOCKS, asked
+
+NOTHING = f"nothing was generated, {BY_BLOCKS}"
 
 
 @torch.no_grad()
 def run(spec: Generate, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
-    """`generations`: per sample the prompt and what each model adds, as text. Greedy, in fp32, one model at a time."""
+    """`generations`: per sample the prompt and what each model adds, as text. Greedy, in fp32, one model at a time.
+
+    None, and a note that says why, where the model is not to be loaded whole.
+    """
+    if asked(spec, inputs["model"].meta["shapes"]) == "blocks":
+        return {"generations": Output(meta={"generations": [], "notes": [NOTHING]})}
     model, limit = inputs["model"], max_length(inputs["model"].meta["config"])
     new = min(spec.tokens, limit - 1)
     prompt_NS = prompts(inputs["tokens"], spec.samples, min(spec.prompt, limit - new))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +15,7 @@ from steps.pack import container
 from steps.pack.manifest import read_manifest
 from steps.pack.quantization_config import quantization_config, targeted
 from steps.pack.read import PackedFolder
+from steps.pack.shards import INDEX
 from steps.verify.gguf_folder import GgufFolder
 
 
@@ -48,6 +50,7 @@ def check_folder(folder: Path) -> Sound:
     weights = {name: prod(packed.matrix(name).shape) for name in packed.linears}
     if isinstance(packed, PackedFolder):
         _check_config(packed)
+        check_index(packed)
     found = _bits(packed, weights)
     _compare(packed, "bpw", found, packed.manifest["bpw"])
     formats = [fmt.name for fmt in packed.linears.values()]
@@ -98,6 +101,19 @@ def _check_config(packed: PackedFolder) -> None:
             "sha256"
         ].items():
             raise _altered(where, "quantization_config", "other formats than are packed", "those of bitsmith.json")
+
+
+def check_index(packed: PackedFolder) -> None:
+    """The index beside several weights files says where each tensor is, which a loader of the whole goes by."""
+    if len(packed.files) == 1:
+        return
+    path = packed.folder / INDEX
+    try:
+        told = json.loads(path.read_text("utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _altered(str(path), "index", f"{type(error).__name__}: {error}", "a weight_map") from error
+    if told != {name: file.path.name for name, file in packed.homes.items()}:
+        raise _altered(str(path), "index", "tensors in other files than they are in", "every tensor, and its file")
 
 
 def _bits(packed: Packed, weights: Mapping[str, int]) -> dict[str, float]:

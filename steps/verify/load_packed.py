@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,27 +113,31 @@ def in_float32(loaded: Any) -> Any:
     return torch.nn.Module.float(loaded)
 
 
-def different_weights(loaded: Any, model: Value, selection: Value) -> list[str]:
+def different_weights(
+    loaded: Any, model: Value, selection: Value, names: Mapping[str, str] | None = None, stubs: Collection[str] = ()
+) -> list[str]:
     """Names of the model's parameters whose loaded value is not, bit for bit, what was packed; empty when all are.
 
     Expected: quantized linears as `QuantizedTensor.dequantize()`, others as the selection's or the model's own, in
     their stored dtype; both then rounded once to the dtype the loader gives. A parameter that was not loaded is
-    different, and so is one that was loaded and that the model does not have.
+    different, and so is one that was loaded and that the model does not have. Of a part of the model `names` says which
+    parameters it holds and what it calls them; what it has beside these, `stubs`, is not compared.
     """
     packed = overlay(model, selection)
     quantized = {f"{m}.weight" for item in selection.children.values() for m in item.meta.get("members", ())}
     found = _weights(loaded)
     different = []
-    for name, stored in model.meta["dtypes"].items():
+    names = {name: name for name in model.meta["dtypes"]} if names is None else names
+    for name, inside in names.items():
         if name.endswith(DERIVED):
             continue
         expected = packed.tensors[name]
         if name not in quantized:
-            expected = expected.to(getattr(torch, stored))
-        held = _held(found, name)
+            expected = expected.to(getattr(torch, model.meta["dtypes"][name]))
+        held = _held(found, inside)
         if held is None or not _equal(held, expected):
             different.append(name)
-    known = {form for name in model.meta["dtypes"] for form in (name, module_name(name), loaded_name(name))}
+    known = {form for name in (*names.values(), *stubs) for form in (name, module_name(name), loaded_name(name))}
     return different + [name for name in found if name not in known and "weight_" not in name.rpartition(".")[2]]
 
 

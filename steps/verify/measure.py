@@ -14,7 +14,9 @@ from schemas.verify import Measure
 from steps.step import Env, Output, Value
 from steps.verify.bootstrap import Rows, draw, interval, means, measured
 from steps.verify.contestants import has_uniform
-from steps.verify.load_packed import folder_of, in_float32, load
+from steps.verify.load_packed import folder_of, load
+from steps.verify.loading import asked
+from steps.verify.predictions import by_blocks, of_whole
 from steps.verify.run import measure
 
 
@@ -23,8 +25,12 @@ def run(spec: Measure, inputs: Mapping[str, Value], env: Env) -> dict[str, Outpu
 
     Whether the weights are what was packed is verify's to say. `plan` tells whether there is a uniform baseline at all.
     """
-    loaded = in_float32(load(folder_of(inputs["packed"].files, env.scratch / "packed"), env.device))
-    rows = measure(loaded, inputs, spec.batch, env, [])
+    folder = folder_of(inputs["packed"].files, env.scratch / "packed")
+    if asked(spec, inputs["model"].meta["shapes"]) == "whole":
+        predictions = of_whole(load(folder, env.device), inputs["tokens"], spec.batch, env, [])
+    else:
+        predictions = by_blocks(folder, inputs["model"], inputs["tokens"], spec.batch, env)
+    rows = measure(predictions, inputs, env)
     count_BD = draw(len(rows["documents"]), spec.bootstrap, spec.seed)
     uniform = inputs["uniform"].meta["documents"] if "uniform" in inputs and has_uniform(inputs) else None
     return {"evaluation": Output(meta={**rows, "domain": domain(rows, uniform, count_BD)})}

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
+from typing import get_args
 
 from schemas.errors import InputError
+from schemas.verify import Loading
+
+LOADINGS: tuple[Loading, ...] = get_args(Loading)
+LOAD_HELP = "how: whole, or block by block in little memory, without speed (auto: whole up to a billion weights)"
 
 
 def split(names: str) -> tuple[str, ...]:

@@ -1,18 +1,20 @@
 """Load the packed folder, compare every weight, measure it on held-out text, and judge.
 
-N windows, S positions, D hidden size (in `count_BD`: documents), P predicted positions, B resamples.
+S positions, D hidden size (in `count_BD`: documents), P predicted positions, B resamples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from schemas.errors import InputError
+from schemas.report import Speed
 from schemas.verify import Verify
-from steps.model.positions import batches, predicted_positions
+from steps.model.positions import predicted_positions
 from steps.model.stream import Stream
 from steps.model.structure import max_length
 from steps.step import Env, Output, Value
@@ -21,8 +23,10 @@ from steps.verify.by_position import position_rows
 from steps.verify.contestants import against_uniform, contestants, contrasts_of, dumped, has_uniform, notes
 from steps.verify.experts import expert_coverage
 from steps.verify.gates import Facts, judge, largest_damping
-from steps.verify.load_packed import different_weights, folder_of, in_float32, load
+from steps.verify.load_packed import different_weights, folder_of, load
+from steps.verify.loading import asked
 from steps.verify.metrics import compare, documents_meta
+from steps.verify.predictions import Predictions, by_blocks, of_whole
 from steps.verify.speed import measure_speed, original_peak
 
 
@@ -30,24 +34,38 @@ def run(spec: Verify, inputs: Mapping[str, Value], env: Env) -> dict[str, Output
     """`verdict`: metrics, contrasts, gates and speed of the packed model; names are those of schemas/report.py.
 
     The packed model is measured with the weights its loader gives (rounded to the config's dtype) and arithmetic in
-    fp32, like the reference; speed is measured before widening, in the dtype it was loaded in.
+    fp32, like the reference; speed is measured before widening, in the dtype it was loaded in. A model that is loaded
+    block by block gives the same numbers, but for its speed, which is then None.
     """
-    model, selection = inputs["model"], inputs["selection"]
-    prompt_S, limit = _prompt(inputs["tokens"]), max_length(model.meta["config"])
-    original_bytes = original_peak(model, prompt_S, env.device, limit)
-    loaded = load(folder_of(inputs["packed"].files, env.scratch / "packed"), env.device)
-    facts = {"device": device_name(env.device), "dtype": str(loaded.dtype).removeprefix("torch.")}
-    different = different_weights(loaded, model, selection)
-    speed = measure_speed(loaded, prompt_S, env.device, limit, original_bytes)
-    rows = measure(in_float32(loaded), inputs, spec.batch, env, different)
-    compared = {"compared": len(model.meta["dtypes"]), "different": different}
+    model = inputs["model"]
+    folder = folder_of(inputs["packed"].files, env.scratch / "packed")
+    how = asked(spec, model.meta["shapes"])
+    speed: Speed | None = None
+    if how == "whole":
+        predictions, speed = predict_whole(folder, inputs, spec.batch, env)
+    else:
+        predictions = by_blocks(folder, model, inputs["tokens"], spec.batch, env, inputs["selection"])
+    rows, different = measure(predictions, inputs, env), predictions.different
     meta = {
         **verdict(spec, inputs, rows, different),
-        "speed": speed.model_dump(mode="json"),
-        "weights": compared,
-        **facts,
+        "speed": speed and speed.model_dump(mode="json"),
+        "weights": {"compared": len(model.meta["dtypes"]), "different": different},
+        "device": device_name(env.device),
+        "dtype": predictions.dtype,
+        "loaded": how,
     }
     return {"verdict": Output(meta=meta)}
+
+
+def predict_whole(folder: Path, inputs: Mapping[str, Value], batch: int, env: Env) -> tuple[Predictions, Speed]:
+    """Of a folder loaded whole; weights are compared with the `selection` when there is one."""
+    model, tokens = inputs["model"], inputs["tokens"]
+    prompt_S, limit = _prompt(tokens), max_length(model.meta["config"])
+    original_bytes = original_peak(model, prompt_S, env.device, limit)
+    loaded = load(folder, env.device)
+    different = different_weights(loaded, model, inputs["selection"]) if "selection" in inputs else []
+    speed = measure_speed(loaded, prompt_S, env.device, limit, original_bytes)
+    return of_whole(loaded, tokens, batch, env, different), speed
 
 
 def verdict(
@@ -89,25 +107,24 @@ def _positions(inputs: Mapping[str, Value], rows: Mapping[str, Rows], count_BD: 
 
 
 @torch.no_grad()
-def measure(loaded: Any, inputs: Mapping[str, Value], batch: int, env: Env, different: list[str]) -> Mapping[str, Rows]:
-    """Per-document rows of the loaded fp32 model (`documents`) and of the original (`original`), and KL by position.
+def measure(predictions: Predictions, inputs: Mapping[str, Value], env: Env) -> Mapping[str, Rows]:
+    """Per-document rows of the packed model (`documents`) and of the original (`original`), and KL by position.
 
-    InputError when its predictions are not finite, naming the weights that came out `different`.
+    InputError when its predictions are not finite, naming the weights that came out different.
     """
     positions = predicted_positions(inputs["tokens"])
     original = Stream(inputs["model"], env.device)
     original_PD = inputs["reference"].tensors["hidden_TD"][positions.valid_P]
-    hidden_PD = torch.cat([_hidden(loaded, part, env.device) for part in batches(inputs["tokens"], batch)])
     comparison = compare(
         lambda rows: original.logits(original_PD[rows].to(env.device)),
-        lambda rows: loaded.lm_head(hidden_PD[rows]),
+        lambda rows: predictions.head(predictions.hidden_PD[rows]),
         positions,
         original.config.vocab_size,
     )
     if not bool(torch.isfinite(comparison.kl_P).all() and torch.isfinite(comparison.nll_P).all()):
         raise InputError(
             "the packed model's predictions are not finite",
-            where=", ".join(different[:5]) or "no weight differs from what was packed",
+            where=", ".join(predictions.different[:5]) or "no weight differs from what was packed",
             fix="rebuild the packed folder; if that does not help, look for overflow in the model's own dtype",
         )
     return documents_meta(comparison, positions)
@@ -116,13 +133,6 @@ def measure(loaded: Any, inputs: Mapping[str, Value], batch: int, env: Env, diff
 def device_name(device: str) -> str:
     """`cpu`, or the GPU's index and name."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
-
-
-def _hidden(loaded: Any, part: Any, device: str) -> torch.Tensor:
-    """Final-normed hidden_PD of one batch of windows; right padding is harmless under causal attention."""
-    out = loaded.model(input_ids=part.ids_NS.long().to(device), use_cache=False)
-    picked: torch.Tensor = part.pick(out.last_hidden_state)
-    return picked
 
 
 def _prompt(tokens: Value) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from steps.verify.loading import BY_BLOCKS
+
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Of `sound` and, when they are there, `measured` and `tasks`."""
@@ -51,6 +53,8 @@ def _measured(measured: Mapping[str, Any]) -> list[str]:
             f"{speed['decode_tokens_per_second']:.1f} decode, peak memory {speed['peak_memory_bytes'] / 1e9:.2f} GB"
         )
         said += gpu_lines(speed)
+    elif measured["loaded"] == "blocks":
+        said.append(f"on {measured['device']}: speed was not measured, {BY_BLOCKS}")
     return said
 
 

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError
+from schemas.verify import WHOLE_BYTES, Loading
+from steps.pack.manifest import read_manifest
 from steps.step import Value
 from steps.verify.generate import open_tokenizer
 from steps.verify.load_packed import in_float32, load, quiet
 from steps.verify.loaders import load_original
+from steps.verify.loading import resolve
 
 BATCH = 8
 """Continuations that the harness runs at once."""
@@ -30,6 +33,7 @@ def measure_tasks(
     """Task -> `samples`, and `mixed` (with `model` also `original`): metric -> value and standard error; JSON.
 
     Both models compute in fp32, as everywhere in verify, and one after the other. `limit` is the most samples per task.
+    Both are loaded whole, whatever their size: see `check_whole`.
     """
     tasks, tokenizer = open_tasks(names), open_tokenizer(folder)
     runs = {"mixed": _evaluate(load(folder, device), tokenizer, tasks, device, limit)}
@@ -40,6 +44,20 @@ def measure_tasks(
         metrics = {run: _metrics(result["results"][name]) for run, result in runs.items()}
         found[name] = {"samples": int(runs["mixed"]["n-samples"][name]["effective"]), **metrics}
     return found
+
+
+def check_whole(folder: Path, load_as: Loading) -> None:
+    """InputError for a packed folder that is not to be loaded whole: tasks run it from end to end, over and over."""
+    told = read_manifest(folder)
+    weights = round(8 * told["bytes"]["actual"] / told["bpw"]["total"])
+    if resolve(load_as, WHOLE_BYTES, {"all": (weights,)}) == "blocks":
+        raise InputError(
+            "tasks need the whole model in memory",
+            where="--tasks",
+            got=f"--load {load_as}, and {4 * weights:,} bytes in fp32",
+            wanted=f"at most {WHOLE_BYTES:,} bytes, or --load whole",
+            fix="say --load whole on a machine with that memory, or leave --tasks out",
+        )
 
 
 def open_tasks(names: Sequence[str]) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Peak memory of every step of a whole build, with the process's memory limited to less than the model's size.
 
     python tests/benchmarks/memory_build.py --limit-mib 2048 --folder FOLDER     # 3.3 GB of bf16, takes 12 GB of disk
-    python tests/benchmarks/memory_build.py --hidden 512 --inner 1408 --blocks 64 --limit-mib 200
+    python tests/benchmarks/memory_build.py --hidden 512 --inner 1408 --blocks 64 --limit-mib 200 --load blocks
 
 FOLDER is kept, so that the same command goes on where an interrupted one stopped; without it all is temporary.
 
 A random Llama is written shard by shard, then built by rounding to two formats, scored by fisher, without
-distillation, on few tokens. The limit is on private writable memory (RLIMIT_DATA: heap and anonymous mappings, what a
-process cannot give back) beyond what torch and transformers take once imported, 0.4 GiB. It is lifted for `verify`,
-which loads the packed folder with transformers as a user would: the whole model in its own dtype, then in fp32. Each
-step's peak resident set is read after resetting the kernel's mark.
+distillation, on few tokens, and verified as `--load` says. The limit is on private writable memory (RLIMIT_DATA: heap
+and anonymous mappings, what a process cannot give back) beyond what torch and transformers take once imported,
+0.4 GiB. Each step's peak resident set is read after resetting the kernel's mark. The last line is what `plan` says
+that the build will take.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 MIB = 2**20
-UNLIMITED = ("verdict",)
-"""Nodes that hold the whole model, which is said where they are defined."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +96,20 @@ def limit(mib: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hard if mib is None else mib * MIB, hard))
 
 
-def build(folder: Path, limit_mib: int | None) -> dict[str, float]:
-    """Build the model in `folder`; peak resident MiB by node, and `start`, what was resident before."""
+def build(folder: Path, limit_mib: int | None, load: str) -> tuple[dict[str, float], float]:
+    """Build the model in `folder`; peak resident MiB by node, with `start`, what was resident before; and foretold."""
     import compressed_tensors.compressors  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
     from builds import open_build
 
     from pipelines.drive import Outputs, drive
+    from pipelines.preflight import check
 
     text = {name: str(folder / f"{name}.jsonl") for name in ("calibrate", "evaluate")}
     windows = {f"{name}_windows": 4 for name in ("calibrate", "score", "evaluate")}
     opened = open_build(
         folder, formats=["int4-g128", "int8-g128"], method="rtn", sensitivity="fisher", distill=None, batch=2,
-        budget={"bits_per_weight": 6.0}, text={**text, **windows, "length": 32},
+        budget={"bits_per_weight": 6.0}, text={**text, **windows, "length": 32}, samples=1, load=load,
     )  # fmt: skip
     runner, kept = opened.runner, folder / "peaks.json"
     threading.stack_size(MIB)  # a stack counts whole, used or not
@@ -121,7 +120,7 @@ def build(folder: Path, limit_mib: int | None) -> dict[str, float]:
 
     def execute(node: str, outputs: Outputs, labels: Sequence[str]) -> int:
         reset_peak()
-        limit(None if node in UNLIMITED else limit_mib)
+        limit(limit_mib)
         try:
             return runner.execute(node, outputs, labels)
         finally:
@@ -130,11 +129,11 @@ def build(folder: Path, limit_mib: int | None) -> dict[str, float]:
             kept.write_text(json.dumps(peaks))
 
     drive(runner, execute)
-    return peaks
+    return peaks, check(opened).memory_needed / MIB
 
 
-def measure(folder: Path, shape: Shape, limit_mib: int | None) -> tuple[float, dict[str, float]]:
-    """Size of the model in MiB, and the peaks of its build. To be run in a process of its own."""
+def measure(folder: Path, shape: Shape, limit_mib: int | None, load: str) -> tuple[float, dict[str, float], float]:
+    """MiB of the model, peaks of its build, and what was foretold. To be run in a process of its own."""
     from builds import write_text
 
     if not (folder / "evaluate.jsonl").exists():
@@ -143,7 +142,7 @@ def measure(folder: Path, shape: Shape, limit_mib: int | None) -> tuple[float, d
         write_text(folder / "calibrate.jsonl", 12, 1)
         write_text(folder / "evaluate.jsonl", 8, 2)
     size = sum(shard.stat().st_size for shard in (folder / "model").glob("*.safetensors"))
-    return size / MIB, build(folder, limit_mib)
+    return size / MIB, *build(folder, limit_mib, load)
 
 
 def main() -> None:
@@ -152,15 +151,17 @@ def main() -> None:
     for name, default in (("hidden", Shape.hidden), ("inner", Shape.inner), ("blocks", Shape.blocks)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--limit-mib", type=int)
+    parser.add_argument("--load", choices=("auto", "whole", "blocks"), default="auto", help="how the file is verified")
     parser.add_argument("--folder", type=Path, help="where there is room, and what is there is used again")
     options = parser.parse_args()
     with nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory() as folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         shape = Shape(options.hidden, options.inner, options.blocks)
-        size, peaks = measure(Path(folder), shape, options.limit_mib)
+        size, peaks, foretold = measure(Path(folder), shape, options.limit_mib, options.load)
     print(f"model {size:,.0f} MiB, limit {options.limit_mib or 'none'}")
     for node, peak in peaks.items():
         print(f"{node:24} {peak:8,.0f} MiB, {peak - peaks['start']:+8,.0f}")
+    print(f"foretold {foretold:,.0f} MiB")
 
 
 if __name__ == "__main__":

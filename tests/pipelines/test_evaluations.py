@@ -74,6 +74,21 @@ def test_one_more_domain_computes_its_own_nodes_alone(made: tuple[Path, Built, R
     assert [row.name for row in report.domains] == ["same", "more"] and report.domains[0] == made[2].domains[0]
 
 
+def test_by_blocks_the_report_says_the_same_but_for_speed_and_samples(
+    made: tuple[Path, Built, Report], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(made[0], tmp_path / "copy"))
+    asked = (texts(folder, same="evaluate.jsonl"), ("text.domain_windows", 8), ("samples", 2), ("load", "blocks"))
+    build = open_build(folder, *asked)
+    built = run_build(build)
+    assert {row.id for row in built.rows if row.units_computed} == {"verdict", "domain_same", "generations"}
+    report, whole = assemble(build.runner, built, Run(1.0, "here")), made[2]
+    assert (whole.loaded, report.loaded, report.speed) == ("whole", "blocks", None) and whole.speed is not None
+    same = ("mixed", "original", "uniform", "contrasts", "gates", "positions", "domains")
+    assert [getattr(report, name) for name in same] == [getattr(whole, name) for name in same]
+    assert report.generations == () and any("nothing was generated" in note for note in report.notes)
+
+
 def test_a_domain_of_text_that_was_learned_from_is_refused(tmp_path: Path) -> None:
     tmp_path.joinpath("build").mkdir()
     folder = tmp_path / "build"

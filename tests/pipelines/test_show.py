@@ -53,6 +53,12 @@ def test_a_report_shows_every_fact() -> None:
     assert "\x1b" not in text
 
 
+def test_a_speed_that_was_not_measured_is_said_to_be() -> None:
+    text = " ".join(_shown(speed=None, loaded="blocks").split())
+    assert "speed was not measured, as the model was loaded block by block to bound memory" in text
+    assert "tokens/s" not in text
+
+
 def test_a_failure_stands_out() -> None:
     gates = (GateRow(name="beats_uniform", limit="better", value="no difference", passed=False),)
     text = _shown(passed=False, gates=gates, uniform=None, uniform_format=None)

@@ -79,6 +79,11 @@ def test_losses_that_cannot_be_compared_have_no_gap() -> None:
     assert 'class="gap"' not in text and "not the same quantity" in text
 
 
+def test_a_speed_that_was_not_measured_is_said_to_be() -> None:
+    text, _ = read(example_report(speed=None, loaded="blocks"))
+    assert "not measured: verified block by block, to bound memory" in text and "tok/s" not in text
+
+
 def test_text_from_recipes_and_models_is_escaped() -> None:
     evil = "<img src=x onerror=alert(1)>"
     rows = tuple(

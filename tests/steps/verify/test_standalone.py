@@ -71,19 +71,29 @@ def bare(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("form", ["compressed-tensors", pytest.param("bitsmith", marks=pytest.mark.slow)])
-def test_a_bare_machine_measures_what_this_one_does(tmp_path: Path, form: PackFormat) -> None:
+@pytest.mark.parametrize(
+    ("form", "load"),
+    [
+        ("compressed-tensors", "whole"),
+        ("compressed-tensors", "blocks"),
+        pytest.param("bitsmith", "whole", marks=pytest.mark.slow),
+    ],
+)
+def test_a_bare_machine_measures_what_this_one_does(tmp_path: Path, form: PackFormat, load: str) -> None:
     folder = build(tmp_path, form)
     asked = ["--model", str(tmp_path / "model"), "--text", str(tmp_path / "text.jsonl"), "--length", "32"]
+    asked += ["--load", load]
     done = bare([str(folder), *asked, "--json", str(tmp_path / "out.json")], Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     assert "sound: " in done.stdout and "nats per token" in done.stdout and "licence" in done.stdout
+    assert ("speed was not measured" if load == "blocks" else "tokens/s prefill") in done.stdout
     found = json.loads((tmp_path / "out.json").read_text())
     env = Env(scratch=tmp_path / "scratch")
     env.scratch.mkdir()
     model = FolderModel(tmp_path / "model")
     tokens = tokens_of(model, read_text(tmp_path / "text.jsonl", env.scratch), 32, 128, env)
     here = measure_folder(folder, model, tokens, env)
+    assert measure_folder(folder, model, tokens, env, load="blocks")["mixed"] == here["mixed"]
     assert found["measured"]["tokens"] == here["tokens"] > 100
     assert found["measured"]["mixed"]["kl"]["value"] == pytest.approx(here["mixed"]["kl"]["value"], rel=1e-4)
     assert 0 < here["mixed"]["kl"]["low"] < here["mixed"]["kl"]["high"]
@@ -110,6 +120,18 @@ def lose(folder: Path) -> None:
 def rename_in_header(folder: Path) -> None:
     path = max(folder.glob("*.safetensors"))
     path.write_bytes(path.read_bytes().replace(b"layers.2", b"layers.7", 1))
+
+
+def lose_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def another_home(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    told = json.loads(path.read_text())
+    name, last = max(told["weight_map"].items(), key=lambda pair: pair[1])
+    told["weight_map"][name] = last.replace("model-0000", "model-0001")
+    path.write_text(json.dumps(told))
 
 
 def another_format(folder: Path) -> None:
@@ -142,6 +164,8 @@ def half_a_manifest(folder: Path) -> None:
         (cut, "damaged or cut short"),
         (lose, "a weights file is missing"),
         (rename_in_header, "not what was built: header"),
+        (lose_index, "not what was built: index"),
+        (another_home, "not what was built: index"),
         (another_format, "not what was built: quantization_config"),
         (newer, r"newer Bitsmith.*version 9"),
         (no_manifest, "not a packed folder"),

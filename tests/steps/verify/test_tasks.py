@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from models import tiny_value, write_model
 
 from schemas.errors import InputError
+from schemas.verify import Loading
 from steps.verify import options as shared
 from steps.verify.__main__ import parser
 from steps.verify.options import check_options
 from steps.verify.show import lines
-from steps.verify.tasks import measure_tasks, read_questions
+from steps.verify.tasks import check_whole, measure_tasks, read_questions
 
 QUESTIONS = Path(__file__).parents[2] / "support" / "tasks" / "python_words.jsonl"
 
@@ -72,6 +74,18 @@ def test_results_are_told_with_their_errors() -> None:
     assert lines(found)[-2:] == ["t: acc 0.5000 ± 0.1000, over 12 samples", "t: f1 0.2500, over 12 samples"]
     found["tasks"]["t"]["original"] = value
     assert lines(found)[-1] == "t: f1 0.2500, original 0.2500, over 12 samples"
+
+
+@pytest.mark.parametrize(("load", "weights"), [("blocks", 10), ("auto", 2**30 + 1)])
+def test_tasks_want_a_model_that_is_loaded_whole(tmp_path: Path, load: Loading, weights: int) -> None:
+    """The number of weights follows from what the manifest says of bytes and of bits per weight."""
+    told = {"version": 1, "format": "bitsmith", "weights": [], "formats": {}, "headers": {}, "sha256": {}}
+    sizes = {"bytes": {"actual": weights // 2}, "bpw": {"total": 8 * (weights // 2) / weights}}
+    (tmp_path / "bitsmith.json").write_text(json.dumps(told | sizes))
+    check_whole(tmp_path, "whole")
+    says = rf"(?s)whole model in memory.*--load {load}, and {4 * weights:,} bytes.*say --load whole"
+    with pytest.raises(InputError, match=says):
+        check_whole(tmp_path, load)
 
 
 def test_a_model_without_a_tokenizer_fails_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
