@@ -30,7 +30,9 @@ def test_help_is_there_at_once() -> None:
 
     def seconds() -> float:
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pipelines.cli", "--help"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
+        subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", "--help"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT
+        )
         return time.perf_counter() - started
 
     assert min(seconds() for _ in range(5)) < 0.3
