@@ -3,11 +3,12 @@
     python tests/benchmarks/front.py [--state FOLDER] [--bits LIST] [--metrics LIST] [--rounds 2] [--set FIELD=VALUE]
 
 One `bitsmith sweep demo`, without training after selection, so that everything is made of the same candidate tensors:
-signed symmetric codes of 2, 3, 4, 5, 6 and 8 bits in groups of 32, 64 and 128, and ternary ones in llama.cpp's blocks of
-256; scales of all are refitted twice. The tied embedding is in 8 bits. Budgets are over the linears, and the bytes of
-everything else stand beside. Wanted: KL of the plan at most 0.6 of that of the best uniform format of no more bytes, of
-all that are on offer, wherever there is a uniform format below and one above; never more than greedy's. KL is measured
-on held-out text, which nothing here was chosen on. Run again with the same folder, it computes nothing. Prints Markdown.
+signed symmetric codes of 2, 3, 4, 5, 6 and 8 bits in groups of 32, 64 and 128, and ternary ones in llama.cpp's blocks
+of 256; scales of all are refitted twice. The tied embedding is in 8 bits. Budgets are over the linears, and the bytes
+of everything else stand beside. Wanted: KL of the plan at most 0.6 of that of the best uniform format of no more bytes,
+of all that are on offer, wherever there is a uniform format below and one above; never more than greedy's. KL is
+measured on held-out text, which nothing here was chosen on. Run again with the same folder, it computes nothing.
+Prints Markdown.
 
 `least` is what no plan of these candidates can be expected to beat: the relaxation's bound on a sum of scores, times
 what measuring the plan on the text of its scores came to over its own sum; in brackets over the best uniform format.
