@@ -72,6 +72,7 @@ def check(build: Build) -> Forecast:
         allocate.pins,
         allocate.shard_bytes,
         metadata_size(allocate.pack, model.meta["config"], model.files),
+        allocate.allocator,
     )
     _check_not_above(allocate.budget, reach)
     forecast = Forecast(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from allocation import UNIT, allocated, exact_file, step_inputs
+from allocation import UNIT, allocated, exact_file, spec, step_inputs
 
 from schemas.allocate import Select
 from schemas.errors import InputError
-from steps.allocate import select
+from steps.allocate import given, select
+from steps.allocate.run import allowed_of, sizing_of
+from steps.allocate.table import read
 from steps.step import Env, Output
 
 
@@ -73,6 +75,40 @@ def test_a_plan_edited_by_hand_that_does_not_fit_is_refused(edit: dict[str, str 
     with pytest.raises(InputError, match=says) as error:
         allocated(allocator={"kind": "given", "plan": plan})
     assert "allocator.plan" in str(error.value)
+
+
+def before_anything(plan: dict[str, str], budget: dict[str, Any] | None = None, **fields: Any) -> None:
+    """Check a plan as pre-flight does."""
+    inputs, asked = step_inputs(), spec(budget, **fields)
+    table = read(inputs["scores"], inputs["candidates"], inputs["model"])
+    given.check(plan, sizing_of(table, asked, inputs["model"]), allowed_of(table, asked), asked.budget)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ({"layers.9.mlp.down": "int3-g32"}, "unknown: layers.9.mlp.down"),
+        ({UNIT: None}, f"left out: {UNIT}"),
+        ({UNIT: "int5-g32"}, f"{UNIT}: int5-g32"),
+        ({"layers.0.mlp.gate_up": "int8-row", UNIT: "int8-row", "layers.1.mlp.down": "int8-row"}, "limit 3.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_computed(edit: dict[str, str | None], says: str) -> None:
+    plan = allocated()["plan"]
+    before_anything(plan)
+    with pytest.raises(InputError) as error:
+        before_anything({unit: fmt for unit, fmt in {**plan, **edit}.items() if fmt is not None})
+    assert error.value.where == "allocator.plan" and says in error.value.got
+
+
+def test_pins_and_parts_are_looked_at_beforehand_as_well() -> None:
+    plan = allocated()["plan"]
+    with pytest.raises(InputError, match="format not allowed"):
+        before_anything(plan, pins=[{"units": UNIT, "exclude": [plan[UNIT]]}])
+    size = sum(row["bytes"] for row in allocated()["rows"] if row["unit"].startswith("layers.0."))
+    before_anything(plan, {"parts": [{"units": "layers.0.*", "bytes": size}]})
+    with pytest.raises(InputError, match=f"{size} bytes, limit {size - 1}"):
+        before_anything(plan, {"parts": [{"units": "layers.0.*", "bytes": size - 1}]})
 
 
 def test_a_given_plan_keeps_to_the_pins() -> None:
