@@ -19,6 +19,7 @@ import torch
 from pipelines.build import prepare
 from pipelines.code_id import code_of
 from pipelines.drive import drive
+from pipelines.methods.rounding import gptq
 from pipelines.run import Place, Runner
 from pipelines.settings import Settings
 from schemas.allocate import Allocate
@@ -59,7 +60,9 @@ class Bench:
         return found
 
 
-def open_bench(keep: Path, score_windows: int, evaluate_windows: int, formats: Sequence[str]) -> Bench:
+def open_bench(
+    keep: Path, score_windows: int, evaluate_windows: int, formats: Sequence[str], refits: int | None = None
+) -> Bench:
     """Quantize the demo model to every format (kept in a store), and load what metrics are handed."""
     keep.mkdir(parents=True, exist_ok=True)
     where = Settings(keep, str(keep / "store"), f"sqlite:///{keep / 'mlflow.db'}", None)
@@ -69,6 +72,7 @@ def open_bench(keep: Path, score_windows: int, evaluate_windows: int, formats: S
         ("pack", "bitsmith"),
         ("text.score_windows", score_windows),
         ("text.evaluate_windows", evaluate_windows),
+        ("rounding", gptq().model_copy(update={"refits": refits}).model_dump(mode="json")),
     ]
     build = prepare("demo", asked, where, "cpu")
     wanted = {"model", "calibration_text", "evaluation_text", "calibration", *MADE}
@@ -181,7 +185,7 @@ def uniform_plan(bench: Bench, fmt: str) -> dict[str, str]:
     return {name.rpartition("/")[0]: fmt for name in bench.ports["candidates"].children}
 
 
-def write(text: str, begin: str, end: str) -> None:
-    """Put a text between two marks of the README."""
-    before, _, rest = README.read_text().partition(begin)
-    README.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+def write(text: str, begin: str, end: str, readme: Path = README) -> None:
+    """Put a text between two marks of a README."""
+    before, _, rest = readme.read_text().partition(begin)
+    readme.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
