@@ -66,16 +66,16 @@ class Pinned:
 
     @cached_property
     def around(self) -> int:
-        """Bytes of the file beside the quantized linears, header included, as in the smallest plan."""
+        """Bytes of the file beside the quantized units, header included, as in the smallest plan."""
         return self.file(self.ends[0]) - self.problem.bytes_of(self.ends[0])
 
-    def linears(self, whole: int) -> int:
-        """What a size of the whole file leaves for the linears; other headers differ by some bytes."""
+    def units(self, whole: int) -> int:
+        """What a size of the whole file leaves for the units; other headers differ by some bytes."""
         return max(whole - self.around, self.problem.bytes_of(self.ends[0]))
 
-    def solved(self, linears: int | None, allocator: Allocator) -> Solution:
-        """The plan of least predicted KL within so many bytes of linears."""
-        return solve(replace(self.problem, limit_bytes=linears), allocator)
+    def solved(self, limit: int | None, allocator: Allocator) -> Solution:
+        """The plan of least predicted KL within so many bytes of units."""
+        return solve(replace(self.problem, limit_bytes=limit), allocator)
 
 
 def costs_of(recorded: Recorded) -> Costs:
@@ -161,7 +161,7 @@ def _allocator(given: Pinned) -> Allocator:
 
 
 def _capacity(given: Pinned, limit: ByteLimit) -> int:
-    """Bytes that a limit leaves for the linears."""
+    """Bytes that a limit leaves for the units."""
     least_U = given.ends[0]
     return limit.limit - (limit.used(given.problem.plan_of(least_U)) - given.problem.bytes_of(least_U))
 
@@ -183,11 +183,12 @@ def _within(given: Pinned, budget: Budget, limits: list[ByteLimit]) -> Solution:
 
 
 def _point(given: Pinned, choice_U: Choice) -> dict[str, Any]:
-    sizing, linears, size = given.costs.sizing, given.problem.bytes_of(choice_U), given.file(choice_U)
-    return {**_sizes(sizing, linears, size), "kl": given.problem.score_of(choice_U)}
+    return {**_sizes(given, choice_U, given.file(choice_U)), "kl": given.problem.score_of(choice_U)}
 
 
-def _sizes(sizing: Sizing, linears: int, size: int) -> dict[str, Any]:
+def _sizes(given: Pinned, choice_U: Choice, size: int) -> dict[str, Any]:
+    sizing = given.costs.sizing
+    linears = sizing.linears(given.problem.plan_of(choice_U))
     return {
         "bytes": size,
         "linear_bytes": linears,
@@ -197,7 +198,7 @@ def _sizes(sizing: Sizing, linears: int, size: int) -> dict[str, Any]:
 
 
 def _baselines(given: Pinned, capacity: int) -> dict[str, Any]:
-    """The best uniform format and greedy within the same bytes of linears."""
+    """The best uniform format and greedy within the same bytes of units."""
     best = uniform.best(given.problem, lambda choice_U: given.problem.bytes_of(choice_U) <= capacity)
     greedy_U = greedy.solve(without_dominated(program_of(replace(given.problem, limit_bytes=capacity))))
     return {
@@ -208,14 +209,14 @@ def _baselines(given: Pinned, capacity: int) -> dict[str, Any]:
 
 def _more(given: Pinned, choice_U: Choice) -> list[dict[str, Any]]:
     """What a round amount near 1 % of the plan, and 10 MB, would buy: solved, not extrapolated."""
-    linears, kl = given.problem.bytes_of(choice_U), given.problem.score_of(choice_U)
+    size, kl = given.problem.bytes_of(choice_U), given.problem.score_of(choice_U)
     largest = given.problem.bytes_of(given.ends[1])
-    near = 10 ** math.floor(math.log10(max(linears / 100, 1)))
+    near = 10 ** math.floor(math.log10(max(size / 100, 1)))
     found = []
     for amount in dict.fromkeys((near, TEN_MEGABYTES)):
-        more_U = given.solved(linears + amount, _allocator(given)).choice_U
+        more_U = given.solved(size + amount, _allocator(given)).choice_U
         bought = kl - given.problem.score_of(more_U)
-        found.append({"bytes": amount, "kl": bought, "everything": linears + amount >= largest})
+        found.append({"bytes": amount, "kl": bought, "everything": size + amount >= largest})
     return found
 
 
@@ -226,9 +227,9 @@ def front(given: Pinned) -> dict[str, Any]:
     """
     low, high = (given.problem.bytes_of(choice_U) + given.around for choice_U in given.ends)
     wholes = dict.fromkeys(round(low * (high / low) ** (k / (POINTS - 1))) for k in range(POINTS))
-    mixed = [given.solved(given.linears(whole), _allocator(given)).choice_U for whole in wholes]
+    mixed = [given.solved(given.units(whole), _allocator(given)).choice_U for whole in wholes]
     greedily = [
-        greedy.solve(without_dominated(program_of(replace(given.problem, limit_bytes=given.linears(whole)))))
+        greedy.solve(without_dominated(program_of(replace(given.problem, limit_bytes=given.units(whole)))))
         for whole in wholes
     ]
     uniforms = [{"format": u.format, **_near(given, u.choice_U)} for u in uniform.every(given.problem)]
@@ -240,8 +241,7 @@ def front(given: Pinned) -> dict[str, Any]:
 
 
 def _near(given: Pinned, choice_U: Choice) -> dict[str, Any]:
-    linears = given.problem.bytes_of(choice_U)
-    sizes = _sizes(given.costs.sizing, linears, linears + given.around)
+    sizes = _sizes(given, choice_U, given.problem.bytes_of(choice_U) + given.around)
     return {**sizes, "kl": given.problem.score_of(choice_U)}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -14,6 +15,28 @@ from schemas.errors import InputError
 from steps.verify.options import LOAD_HELP, LOADINGS, split
 
 EXIT_GATES, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run": ("pipelines.commands.run", "run"),
+    "sweep": ("pipelines.commands.sweep", "sweep"),
+    "plan": ("pipelines.commands.plan", "plan"),
+    "explain": ("pipelines.commands.explain", "explain"),
+    "latency": ("pipelines.commands.latency", "latency"),
+    "builds": ("pipelines.commands.builds", "builds"),
+    "pin": ("pipelines.commands.builds", "pin"),
+    "unpin": ("pipelines.commands.builds", "unpin"),
+    "promote": ("pipelines.commands.builds", "promote"),
+    "fsck": ("pipelines.commands.fsck", "check_store"),
+    "prune": ("pipelines.commands.prune", "prune_store"),
+    "lineage": ("pipelines.commands.lineage", "lineage"),
+    "verify": ("pipelines.commands.verify", "verify"),
+    "reproduce": ("pipelines.commands.reproduce", "reproduce"),
+    "ui": ("pipelines.commands.ui", "ui"),
+    "up": ("pipelines.commands.services", "start"),
+    "down": ("pipelines.commands.services", "end"),
+    "status": ("pipelines.commands.services", "status"),
+}
+"""Command -> module and function (options -> exit code), imported when the command is given."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -174,71 +197,9 @@ def _end_at_once_from_now_on() -> None:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    match options.command:
-        case "run":
-            from pipelines.commands.run import run
-
-            return run(options)
-        case "sweep":
-            from pipelines.commands.sweep import sweep
-
-            return sweep(options)
-        case "latency":
-            from pipelines.commands.latency import latency
-
-            return latency(options)
-        case "plan":
-            from pipelines.commands.plan import plan
-
-            return plan(options)
-        case "explain":
-            from pipelines.commands.explain import explain
-
-            return explain(options)
-        case "builds" | "pin" | "unpin" | "promote":
-            from pipelines.commands import builds
-
-            command: Callable[[argparse.Namespace], int] = getattr(builds, options.command)
-            return command(options)
-        case "fsck":
-            from pipelines.commands.fsck import check_store
-
-            return check_store(options)
-        case "prune":
-            from pipelines.commands.prune import prune_store
-
-            return prune_store(options)
-        case "lineage":
-            from pipelines.commands.lineage import lineage
-
-            return lineage(options)
-        case "reproduce":
-            from pipelines.commands.reproduce import reproduce
-
-            return reproduce(options)
-        case "ui":
-            from pipelines.commands.ui import ui
-
-            return ui(options)
-        case "verify":
-            from pipelines.commands.verify import verify
-
-            return verify(options)
-        case "up":
-            from pipelines.services import up
-
-            up(Path(__file__).resolve().parent.parent)
-            return 0
-        case "down":
-            from pipelines.services import down
-
-            stopped = down()
-            print("stopped " + ", ".join(stopped) if stopped else "nothing was running")
-            return 0
-        case _:
-            from pipelines.services import show_status
-
-            return show_status()
+    module, name = COMMANDS[options.command]
+    command: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), name)
+    return command(options)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def check(build: Build, here: bool = True) -> Forecast:
         allocate.pins,
         allocate.shard_bytes,
         metadata_size(allocate.pack, model.meta["config"], model.files),
+        allocate.allocator,
     )
     _check_not_above(allocate.budget, reach)
     if here:

@@ -61,8 +61,11 @@ class Rounding(Spec):
 
     fit: Fit = MinMax(kind="minmax")
     solver: Solver = Feedback(kind="feedback")
-    refits: int = Field(default=2, ge=0, le=8)
-    """How often scales are fitted anew to the codes, under the whole Hessian, and codes to them: llama.cpp's types."""
+    refits: int | None = Field(default=None, ge=0, le=8)
+    """How often scales are fitted anew to the codes, under the whole Hessian, and codes to them.
+
+    Without a word, twice for llama.cpp's types, whose scales are coarse, and never for others.
+    """
 
 
 class QuantizeUnit(Spec):

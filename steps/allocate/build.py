@@ -88,8 +88,8 @@ def _check_both(problem: Problem, found: Solution) -> None:
         raise InputError(
             "no plan meets both max_predicted_kl and the limit on bytes",
             where="budget",
-            got=f"max_predicted_kl {problem.limit_score} and {problem.limit_bytes} bytes of linears",
-            wanted=f"at least {size} bytes of linears for this KL (proven: no fewer than {found.bound:.0f})",
+            got=f"max_predicted_kl {problem.limit_score} and {problem.limit_bytes} bytes of {problem.counted}",
+            wanted=f"at least {size} bytes of {problem.counted} for this KL (proven: no fewer than {found.bound:.0f})",
             fix="raise one of the two",
         )
 
@@ -187,7 +187,7 @@ def _uniform(problem: Problem, spec: Uniform) -> Choice:
         raise InputError(
             "the uniform format does not fit the budget",
             where="allocator",
-            got=f"{size} bytes of linears in {spec.format.name}",
+            got=f"{size} bytes of {problem.counted} in {spec.format.name}",
             wanted=f"at most {problem.limit_bytes}",
             fix="raise the budget, or name a smaller format",
         )

@@ -49,7 +49,7 @@ def limits(problem: Problem, solution: Solution) -> list[dict[str, Any]]:
         rows.append(("max_predicted_kl", problem.limit_score, problem.score_of(choice_U), "nats per token", price_K[0]))
     if problem.limit_bytes is not None:
         price = price_K[0] if problem.limit_score is None else 0.0
-        rows.append(("bytes of linears", problem.limit_bytes, problem.bytes_of(choice_U), "bytes", price))
+        rows.append((f"bytes of {problem.counted}", problem.limit_bytes, problem.bytes_of(choice_U), "bytes", price))
     for row, price in zip(problem.rows, price_K[1:], strict=True):
         used = math.fsum(row.cost_UC[np.arange(len(choice_U)), choice_U].tolist())
         rows.append((row.name, row.limit, used, row.unit, price))

@@ -55,6 +55,7 @@ def problem_of(table: Table, sizing: Sizing, spec: Allocate, allowed: Allowed) -
         tokens_D=table.tokens_D,
         offset=table.offset,
         offset_D=table.offset_D,
+        counted=sizing.counted,
     )
     _check_reachable(problem)
     return canonical(problem)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schemas.allocate import Pin
+from schemas.allocate import Allocator, Given, Pin
 from schemas.budget import Budget
 from schemas.errors import InputError
 from schemas.pack import PackFormat
+from steps.allocate import given
 from steps.allocate.limits import Achievable, achievable, check_budget
 from steps.allocate.pins import check_pins
 from steps.allocate.sizing import Sizing, check_group_sizes
@@ -25,8 +26,10 @@ def check(
     pins: Sequence[Pin] = (),
     shard_bytes: int | None = None,
     metadata: int = 0,
+    allocator: Allocator | None = None,
 ) -> Achievable:
-    """The range of sizes within reach. InputError for groups that do not divide, bad pins or a budget below the range.
+    """The range of sizes within reach. InputError for groups that do not divide, bad pins, a budget below the range, or
+    a plan that was given and does not fit.
 
     `shapes` and `dtypes` are of every parameter of the model, as in the meta of a model value; `metadata` is what
     `metadata_size` gives for it.
@@ -39,6 +42,8 @@ def check(
     _check_some_left(allowed, names)
     sizing = Sizing(tuple(units), formats, pack, config, shapes, dtypes, shard_bytes, names, metadata)
     check_budget(budget, sizing, allowed)
+    if isinstance(allocator, Given):
+        given.check(allocator.plan, sizing, allowed, budget)
     return achievable(sizing, allowed)
 
 

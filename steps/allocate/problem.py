@@ -60,6 +60,8 @@ class Problem:
     offset: float = 0.0
     """What is added to a sum of scores to make it a predicted KL, whatever the plan; per document `offset_D`."""
     offset_D: Floats | None = None
+    counted: str = "linears"
+    """What the units are, for messages: a limit on bytes counts an embedding too, when that is quantized."""
 
     @property
     def minimise(self) -> Literal["score", "bytes"]:

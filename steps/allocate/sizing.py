@@ -39,6 +39,13 @@ class Sizing:
         return tuple(unit for unit in self.units if unit.use == "linear")
 
     @property
+    def counted(self) -> str:
+        """What the units are, in words."""
+        ends = {"embedding": "embedding", "tied": "embedding", "head": "head", "linear": ""}
+        names = ["linears", *(ends[unit.use] for unit in self.units if unit.use != "linear")]
+        return " and ".join(names)
+
+    @property
     def linear_weights(self) -> int:
         """Weights of the decoder's linears that are quantized."""
         return sum(rows * columns for unit in self.inside for rows, columns in unit.shapes)

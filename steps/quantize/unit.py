@@ -15,7 +15,7 @@ from schemas.artifact import Unit
 from schemas.format import Affine, Ggml, Mixed, PerColumn
 from schemas.quantize import QuantizeUnit
 from steps.ops.cholesky import FactorError
-from steps.quantize.build import build_fit, build_solver
+from steps.quantize.affine import quantize_affine
 from steps.quantize.checks import check_groups, check_tensor
 from steps.quantize.ggml.quantize import quantize_ggml
 from steps.quantize.mixed.quantize import quantize_mixed
@@ -23,7 +23,6 @@ from steps.quantize.qtensor import QuantizedTensor, item_meta
 from steps.quantize.scale_dtype import scale_dtype
 from steps.quantize.shared_inputs import coverage_of, hessian_of, row_weights, shared_inputs
 from steps.quantize.solvers.solved import Solved
-from steps.quantize.tensors.affine import AffineTensor
 from steps.step import Env, Output, Value
 
 
@@ -62,9 +61,7 @@ def _quantize(
     fmt, rounding = spec.format, spec.rounding
     match fmt:
         case Affine():
-            params = build_fit(rounding.fit)(W_OI, H_II.diagonal(), fmt, dtype)
-            solved = build_solver(rounding.solver)(W_OI, H_II, params, env)
-            return AffineTensor("", fmt, solved.codes_OI, params.scale_OG, params.zero_point_OG), solved
+            return quantize_affine(fmt, rounding, W_OI, H_II, dtype, env)
         case Ggml():
             return quantize_ggml(fmt, rounding, W_OI, H_II, env)
         case Mixed() | PerColumn():

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import metrics
 import torch
+from bench import RESAMPLES, Bench, kl_ratio, mean_kl, measured, open_bench, plan_of, scored, write
 
 from pipelines.methods.rounding import gptq
 from schemas.artifact import Unit
@@ -67,7 +67,7 @@ LAYOUTS: Mapping[str, Weights] = {
 }
 
 
-def loss_table(bench: metrics.Bench) -> list[str]:
+def loss_table(bench: Bench) -> list[str]:
     """Markdown: a row per mixed format; uniform formats stand beside in the second column of losses."""
     model, of_blocks, env = bench.ports["model"], bench.ports["statistics"].children, Env()
     found = units(model.meta["config"], model.meta["shapes"])
@@ -99,24 +99,24 @@ def loss_table(bench: metrics.Bench) -> list[str]:
     return lines
 
 
-def _relative(bench: metrics.Bench, unit: Unit, loss: float) -> float:
+def _relative(bench: Bench, unit: Unit, loss: float) -> float:
     """loss / E ||W x||^2."""
     H_II = hessian_of(unit, bench.ports["statistics"].children[str(unit.block)], "cpu").double()
     W_OI = torch.cat([bench.ports["model"].tensors[f"{m}.weight"].double() for m in unit.members])
     return loss / (((W_OI @ H_II) * W_OI).sum().item() / 2)
 
 
-def plan_table(bench: metrics.Bench) -> list[str]:
+def plan_table(bench: Bench) -> list[str]:
     """Markdown: KL of the plan among uniform formats, and among all; what the latter chose."""
-    metas = metrics.scored(bench, "fisher", bench.ports)["metas"]
+    metas = scored(bench, "fisher", bench.ports)["metas"]
     lines = ["| budget | uniform formats, KL | all, KL | ratio | chosen |", "|---:|---:|---:|---:|---|"]
     for bits in BUDGETS:
-        plans = [metrics.plan_of(bench, metas, bits, names).meta["plan"] for names in (UNIFORM, [*UNIFORM, *MIXED])]
-        rows = [metrics.measured(bench, plan) for plan in plans]
-        count_BD = draw(len(rows[0]), metrics.RESAMPLES, 0)
-        kl = [f"{metrics.mean_kl(count_BD, each):.5f}" for each in rows]
+        plans = [plan_of(bench, metas, bits, names).meta["plan"] for names in (UNIFORM, [*UNIFORM, *MIXED])]
+        rows = [measured(bench, plan) for plan in plans]
+        count_BD = draw(len(rows[0]), RESAMPLES, 0)
+        kl = [f"{mean_kl(count_BD, each):.5f}" for each in rows]
         chosen = ", ".join(f"{count} {name}" for name, count in Counter(plans[1].values()).most_common())
-        lines.append(f"| {bits} | {kl[0]} | {kl[1]} | {metrics.kl_ratio(rows[1], rows[0], count_BD)} | {chosen} |")
+        lines.append(f"| {bits} | {kl[0]} | {kl[1]} | {kl_ratio(rows[1], rows[0], count_BD)} | {chosen} |")
     return lines
 
 
@@ -128,12 +128,12 @@ def main() -> None:
     parser.add_argument("--score-windows", type=int, default=24)
     parser.add_argument("--evaluate-windows", type=int, default=96)
     options = parser.parse_args()
-    bench = metrics.open_bench(options.keep, options.score_windows, options.evaluate_windows, [*UNIFORM, *MIXED])
+    bench = open_bench(options.keep, options.score_windows, options.evaluate_windows, [*UNIFORM, *MIXED])
     text = "\n\n".join("\n".join(part(bench)) for part in (plan_table, loss_table))
     text += f"\n\nScored on {options.score_windows} windows of text, measured on {options.evaluate_windows} others."
     print(text)
     if options.write:
-        metrics.write(text, BEGIN, END)
+        write(text, BEGIN, END)
 
 
 if __name__ == "__main__":

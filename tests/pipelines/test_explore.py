@@ -25,8 +25,8 @@ from steps.step import Env
 from store.open import Store
 
 
-def costs(blocks: int = 2, **budget: Any) -> Costs:
-    inputs = step_inputs(blocks)
+def costs(blocks: int = 2, embedding: str | None = None, **budget: Any) -> Costs:
+    inputs = step_inputs(blocks, embedding=embedding)
     spec = Allocate.model_validate({"step": "allocate", "budget": budget or {"bits_per_weight": 4.0}})
     table = read(inputs["scores"], inputs["candidates"], inputs["model"])
     return Costs(spec, table, sizing_of(table, spec, inputs["model"]))
@@ -55,6 +55,17 @@ def test_plans_are_those_of_the_allocate_step(budget: dict[str, Any]) -> None:
         assert found["bytes"] == meta["bytes"]["plan"]
     if meta["uniform_format"] is not None:
         assert found["uniform"]["format"] == meta["uniform_format"]
+
+
+def test_bits_of_linears_do_not_count_a_quantized_embedding() -> None:
+    given = costs(embedding="int8-row")
+    found, plain = answer(pinned(given, {}), given.spec.budget), answer(pinned(costs(), {}), given.spec.budget)
+    assert found["linear_bytes"] == plain["linear_bytes"] and found["linear_bpw"] == plain["linear_bpw"] <= 4.0
+    assert found["plan"][1:] == plain["plan"] and found["bytes"] != plain["bytes"]
+    low, high = described(given)["achievable"]["linears"]
+    assert (low, high) == tuple(described(costs())["achievable"]["linears"])
+    whole = front(pinned(given, {}))
+    assert all(low <= point["linear_bpw"] <= high for points in whole.values() for point in points)
 
 
 def test_pins_hold_and_cost(tmp_path: Path) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from schemas.allocate import Allocate
 from schemas.artifact import item_name
 from schemas.format import read_format
 from steps.allocate.problem import Choice, Problem, canonical, violations
-from steps.model.structure import units
-from steps.step import Output
+from steps.allocate.run import run
+from steps.model.structure import embedding_unit, units
+from steps.pack.sizes import file_bytes
+from steps.step import Env, Output
 
 FORMATS = ("int2-g32", "int3-g32", "int3-g64", "int4-g64", "int4-g32", "int6-g64", "int8-row")
+UNIT = "layers.0.mlp.down"
 
 
 def problem(bytes_UC: Any, score_UC: Any, limit: int | None = None, **changes: Any) -> Problem:
@@ -76,16 +81,23 @@ def model(blocks: int = 2) -> Output:
 
 
 def step_inputs(
-    blocks: int = 2, formats: Sequence[str] = FORMATS, seed: int = 0, documents: int = 12
+    blocks: int = 2, formats: Sequence[str] = FORMATS, seed: int = 0, documents: int = 12, embedding: str | None = None
 ) -> dict[str, Output]:
-    """Inputs of the allocate step: scores fall with bits, differ by unit, and vary over documents."""
+    """Inputs of the allocate step: scores fall with bits, differ by unit, and vary over documents.
+
+    `embedding` is the one format that the embedding is in; without one it is no unit.
+    """
     rng, whole = np.random.default_rng(seed), model(blocks)
     offered = [read_format(f) for f in formats]
     weights = rng.integers(20, 200, documents).astype(float)
     candidates, scores = {}, {}
-    for unit in units(whole.meta["config"], whole.meta["shapes"]):
+    inside = [(unit, offered) for unit in units(whole.meta["config"], whole.meta["shapes"])]
+    ends = (
+        [] if embedding is None else [(embedding_unit(config(blocks), whole.meta["shapes"]), [read_format(embedding)])]
+    )
+    for unit, its_formats in [*inside, *ends]:
         scale = float(rng.lognormal(-2, 1))
-        for fmt in offered:
+        for fmt in its_formats:
             item = item_name(unit.name, fmt.name)
             members = {
                 m: {"shape": list(s), "loss": 1.0, "damping": 0.0}
@@ -100,3 +112,36 @@ def step_inputs(
             )
             scores[item] = Output(meta=facts | {"documents": values.tolist(), "weights": weights.tolist()})
     return {"scores": Output(children=scores), "candidates": Output(children=candidates), "model": whole}
+
+
+def spec(budget: dict[str, Any] | None = None, **fields: Any) -> Allocate:
+    whole = {"step": "allocate", "budget": budget or {"bits_per_weight": 3.5}, "bootstrap": 20, **fields}
+    return Allocate.model_validate(whole)
+
+
+def allocated(inputs: dict[str, Output] | None = None, budget: dict[str, Any] | None = None, **fields: Any) -> Any:
+    return run(spec(budget, **fields), inputs or step_inputs(), Env())["plan"].meta
+
+
+def changed(edit: Callable[[str, dict[str, Any]], None], port: str = "scores") -> dict[str, Output]:
+    """Step inputs with the meta of every item of a port edited in place."""
+    inputs = step_inputs()
+    children = {}
+    for name, child in inputs[port].children.items():
+        meta = json.loads(json.dumps(child.meta))
+        edit(name, meta)
+        children[name] = Output(meta=meta)
+    return inputs | {port: Output(children=children)}
+
+
+def exact_file(plan: dict[str, str]) -> int:
+    meta = model().meta
+    linears = {}
+    for unit, name in plan.items():
+        block, part = unit.split(".", 2)[1:]
+        members = {"qkv": "q_proj k_proj v_proj", "o": "o_proj", "gate_up": "gate_proj up_proj", "down": "down_proj"}
+        group, short = part.split(".")
+        for member in members[short].split():
+            linears[f"model.layers.{block}.{group}.{member}"] = read_format(name)
+    shapes = {n: tuple(s) for n, s in meta["shapes"].items()}
+    return file_bytes("compressed-tensors", meta["config"], shapes, meta["dtypes"], linears)

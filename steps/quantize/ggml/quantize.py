@@ -18,21 +18,23 @@ from steps.quantize.solvers.solved import Solved
 from steps.quantize.tensors.ggml import GgmlTensor
 from steps.step import Env
 
+REFITS = 2
+
 
 def quantize_ggml(
     fmt: Ggml, rounding: Rounding, W_OI: torch.Tensor, H_II: torch.Tensor, env: Env
 ) -> tuple[GgmlTensor, Solved]:
     """The blocks, and what they cost.
 
-    Codes are chosen for a grid, the grid is refitted to the codes, and so on, `rounding.refits` times; each row keeps
-    the best it had. A row's loss never rises by a refit, but may by choosing codes again.
+    Codes are chosen for a grid, the grid is refitted to the codes, and so on, `rounding.refits` times (REFITS unless
+    said); each row keeps the best it had. A row's loss never rises by a refit, but may by choosing codes again.
     """
     if fmt.type == "f16":
         return _half(fmt, W_OI, H_II)
     solve, grid = build_solver(rounding.solver), fit(rounding.fit, W_OI, H_II.diagonal(), fmt.type)
     best, kept = solve(W_OI, H_II, grid, env), grid
     latest = best
-    for done in range(rounding.refits):
+    for done in range(REFITS if rounding.refits is None else rounding.refits):
         latest = solve(W_OI, H_II, grid, env) if done else latest
         grid, loss_O = refit(W_OI, H_II, latest.codes_OI, grid)
         better_O = loss_O < best.loss_O

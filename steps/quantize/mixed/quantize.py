@@ -14,6 +14,7 @@ from schemas.quantize import Rounding
 from steps.quantize.build import build_fit, build_solver
 from steps.quantize.grids.pieces import Pieces
 from steps.quantize.mixed.layout import column_losses, fill, input_sensitivity, input_weights, sensitive_groups
+from steps.quantize.refit.scales import refitted
 from steps.quantize.solvers.solved import Solved
 from steps.quantize.tensors.mixed import MixedTensor, steps
 from steps.step import Env
@@ -31,8 +32,17 @@ def quantize_mixed(
         scale_OG, bits_K = _two_widths(fmt, rounding, W_OI, H_II, weight_I, dtype)
     else:
         scale_OG, bits_K = _per_column(fmt, rounding, W_OI, H_II, weight_I, dtype)
-    grid = Pieces(steps(fmt, scale_OG.to(W_OI.dtype), bits_K), bits_K)
-    solved = build_solver(rounding.solver)(W_OI, H_II, grid, env)
+    solve = build_solver(rounding.solver)
+    one_OG = torch.ones_like(scale_OG, dtype=W_OI.dtype)
+    step_OI = steps(fmt, one_OG, bits_K).repeat_interleave(W_OI.shape[1] // len(bits_K), dim=1)
+    solved, scale_OG = refitted(
+        rounding.refits or 0,
+        W_OI,
+        H_II,
+        scale_OG,
+        lambda scale_OG: solve(W_OI, H_II, Pieces(steps(fmt, scale_OG.to(W_OI.dtype), bits_K), bits_K), env),
+        lambda codes_OI: codes_OI.to(W_OI.dtype) * step_OI,
+    )
     return MixedTensor("", fmt, solved.codes_OI, scale_OG, bits_K), solved
 
 

@@ -5,15 +5,11 @@ O outputs, I inputs, G groups and S blocks per row, C inputs of a group or block
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 
 from steps.quantize.ggml.kinds import KINDS
 from steps.quantize.grids.ggml import GgmlGrid
-
-Snap = Callable[[torch.Tensor], torch.Tensor]
+from steps.quantize.refit.error import Error, Snap
 
 
 def refit(
@@ -28,7 +24,7 @@ def refit(
     kind, groups = KINDS[grid.type], W_OI.shape[1] // KINDS[grid.type].group
     level_OI, W_OI = grid.values(codes_OI).to(W_OI.dtype), W_OI.contiguous()
     D_OI = grid.decode(codes_OI).to(W_OI.dtype) - W_OI
-    error = _Error(D_OI, D_OI @ H_II.to(W_OI.dtype), H_II.to(W_OI.dtype))
+    error = Error(D_OI, D_OI @ H_II.to(W_OI.dtype), H_II.to(W_OI.dtype))
     found = _copied(grid)
     per_block = groups // found.d_OS.shape[1]
     for g in range(groups if found.scale_OG is not None else 0):
@@ -49,31 +45,6 @@ def refit(
             basis_OC = -found.min_OG[:, inside].to(W_OI.dtype).repeat_interleave(kind.group, dim=1)
             error.improve(found.dmin_OS[:, s], at, basis_OC, _half)
     return found, error.loss()
-
-
-@dataclass(frozen=True)
-class _Error:
-    """D = what - w, changed in place together with its product with H."""
-
-    D_OI: torch.Tensor
-    product_OI: torch.Tensor
-    H_II: torch.Tensor
-
-    def improve(self, number_O: torch.Tensor, at: slice, basis_OC: torch.Tensor, snap: Snap) -> None:
-        """Set each row's number to its best storable value; a unit of it adds basis_OC to the row's weights `at`."""
-        slope_O = (self.product_OI[:, at] * basis_OC).sum(1)
-        curve_O = ((basis_OC @ self.H_II[at, at]) * basis_OC).sum(1)
-        before_O = number_O.to(slope_O.dtype)
-        best_O = torch.where(curve_O > 0, before_O - slope_O / curve_O, before_O)
-        after_O = torch.where(curve_O > 0, snap(best_O).to(slope_O.dtype), before_O)
-        change_OC = basis_OC * (after_O - before_O).unsqueeze(1)
-        self.D_OI[:, at] += change_OC
-        self.product_OI.addmm_(change_OC, self.H_II[at])
-        number_O.copy_(after_O.to(number_O.dtype))
-
-    def loss(self) -> torch.Tensor:
-        """1/2 d H d^T by row, fp64."""
-        return (self.D_OI.double() * self.product_OI).sum(1) / 2
 
 
 def _copied(grid: GgmlGrid) -> GgmlGrid:
