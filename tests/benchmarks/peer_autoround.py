@@ -28,13 +28,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from dequantized import check_levels, divergence, rules_of, sizes
 from peer_environment import peer_python
 from refine import needed, training_text
 from safetensors.torch import load_file, save_file
@@ -44,23 +45,16 @@ from pipelines.drive import Outputs, drive
 from pipelines.run import Place, Runner
 from pipelines.settings import Settings
 from schemas.base import digest_of
-from schemas.calibrate import Reference
-from steps.calibrate.reference import run as reference
-from steps.model.overlay import NORMS, Replaced, overlay
-from steps.model.positions import predicted_positions
-from steps.model.stream import Stream
-from steps.quantize.qtensor import affine, from_value
-from steps.step import Env, Output, Value
-from steps.verify.metrics import compare
+from steps.model.overlay import Replaced, overlay
+from steps.step import Output, Value
 
 PEER = "auto-round==0.16.1"
 CHOICES = tuple(product((2, 3, 4, 5, 6), (32, 64, 128)))
-GOAL = 0.8
+BATCH = 8
+"""Sequences of one of the peer's steps, its default."""
 HERE = Path(__file__).resolve().parent
 README = Path("steps/distill/README.md")
 BEGIN, END = "<!-- peer_autoround.py -->", "<!-- end of peer_autoround.py -->"
-Rule = tuple[int, int, bool]
-"""Bits, group size, no zero points."""
 Row = dict[str, Any]
 
 
@@ -179,39 +173,6 @@ def texts(arguments: argparse.Namespace) -> dict[str, Value]:
     }
 
 
-def divergence(at: Mapping[str, Value], changed: Value, device: str) -> float:
-    """Mean KL(original || changed) over the predicted positions of the evaluation windows."""
-    env = Env(torch.device(device))
-    found = reference(Reference(step="reference"), {"model": changed, "tokens": at["evaluation"]}, env)["reference"]
-    original, student = Stream(at["model"], env.device), Stream(changed, env.device)
-    original_TD, student_TD = at["reference"].tensors["hidden_TD"], found.tensors["hidden_TD"]
-    positions = predicted_positions(at["evaluation"])
-    comparison = compare(
-        lambda rows: original.logits(original_TD[positions.valid_P[rows]].to(env.device)),
-        lambda rows: student.logits(student_TD[positions.valid_P[rows]].to(env.device)),
-        positions,
-        original.config.vocab_size,
-    )
-    return float(comparison.kl_P.double().mean())
-
-
-def weight_bytes(shape: torch.Size, rule: Rule) -> int:
-    """Codes, a 16-bit scale for every group, a zero point of the code's width where there is one."""
-    bits, group, symmetric = rule
-    rows, columns = shape
-    groups = rows * -(-columns // group)
-    return rows * -(-columns * bits // 8) + 2 * groups + (0 if symmetric else -(-groups * bits // 8))
-
-
-def sizes(model: Value, rules: Mapping[str, Rule]) -> Row:
-    """Bytes and bits per weight of the quantized linears, and how many linears have which width."""
-    shapes = {name: model.tensors[f"{name}.weight"].shape for name in rules}
-    total = sum(weight_bytes(shapes[name], rule) for name, rule in rules.items())
-    widths = [rule[0] for rule in rules.values()]
-    count = {f"{bits}": widths.count(bits) for bits in sorted(set(widths))}
-    return {"bytes": total, "bpw": 8 * total / sum(s.numel() for s in shapes.values()), "widths": count}
-
-
 def peer_row(arguments: argparse.Namespace, bits: float) -> Row:
     """The peer, run in its own process and measured by us."""
     at = texts(arguments)
@@ -229,14 +190,16 @@ def peer_row(arguments: argparse.Namespace, bits: float) -> Row:
     makers = {name: partial(weights.__getitem__, name) for name in weights}
     model = at["model"]
     changed = Output(model.meta, Replaced(model.tensors, makers), model.children, model.files)
-    found = {"kl": divergence(at, changed, arguments.device), "distinct": ids_NS.numel()}
+    steps = arguments.iterations * min(BATCH, len(ids_NS))
+    found = {"distinct": ids_NS.numel(), "trained": steps * arguments.length}
+    found |= {"kl": divergence(at, changed, arguments.device)}
     return found | sizes(model, rules) | {name: facts[name] for name in ("cpu", "wall")}
 
 
 def run_peer(arguments: argparse.Namespace, folder: Path, bits: float) -> None:
     """One run of the worker, its output in FOLDER/log; SystemExit when it fails."""
     options = [arguments.uniform] if arguments.uniform else CHOICES
-    task = {"model": str(arguments.model.resolve()), "bits": None if arguments.uniform else bits, "seed": 42}
+    task = {"model": str(arguments.model.resolve()), "bits": None if arguments.uniform else bits, "batch": BATCH}
     task |= {"options": [{"bits": b, "group_size": g, "sym": True} for b, g in options]}
     task |= {name: getattr(arguments, name) for name in ("iterations", "threads", "device", "compile", "amp")}
     for name, file in (("tokens", "tokens.safetensors"), ("weights", "weights.safetensors"), ("report", "report.json")):
@@ -251,15 +214,6 @@ def run_peer(arguments: argparse.Namespace, folder: Path, bits: float) -> None:
         done = subprocess.run(command, check=False, env=environment, cwd=folder, stdout=log, stderr=log)
     if done.returncode:
         raise SystemExit(f"the peer failed:\n{(folder / 'log').read_text()[-3000:]}")
-
-
-def check_levels(name: str, weight_OI: torch.Tensor, rule: Rule) -> None:
-    """SystemExit when a group has more values than its bits can tell apart: then its bytes are not what we count."""
-    bits, group, _ = rule
-    values = weight_OI.reshape(-1, group).sort(dim=1).values
-    most = int((values[:, 1:] != values[:, :-1]).sum(dim=1).max()) + 1
-    if most > 2**bits:
-        raise SystemExit(f"{name}: {most} values in one group of {group}; {bits} bits tell {2**bits} apart")
 
 
 def our_row(arguments: argparse.Namespace, budget: float) -> Row:
@@ -277,33 +231,26 @@ def our_row(arguments: argparse.Namespace, budget: float) -> Row:
         found[name] = divergence(at, overlay(at["model"], selection), arguments.device)
     read = ("calibration", "scoring", "training")
     found["distinct"] = sum(load(outputs[n]["tokens"]).meta["tokens"] for n in read)
+    found["trained"] = after.meta["distilled"]["tokens"]
     return found | sizes(at["model"], dict(rules_of(after)))
-
-
-def rules_of(selection: Value) -> Iterator[tuple[str, Rule]]:
-    """How each linear of a selection is stored."""
-    for unit, item in selection.children.items():
-        for member in item.meta["members"] if unit != NORMS else ():
-            fmt = affine(from_value(item, member), "this comparison").format
-            assert fmt.group_size != "row"
-            yield member, (fmt.bits, fmt.group_size, fmt.symmetry != "asymmetric")
 
 
 def table(rows: list[tuple[float, Row | None, Row | None]]) -> Iterator[str]:
     """Markdown, a line for each side of each budget."""
-    yield "| asked | | candidates | bits per weight | bytes | KL | of the peer's | distinct tokens | seconds |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    heads = ["asked", "", "candidates", "bits per weight", "bytes", "KL", "of the peer's"]
+    heads += ["distinct tokens", "tokens in training", "seconds"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     for bits, theirs, ours in rows:
         for name, row in (("AutoRound", theirs), ("refined mixed build", ours)):
             if row is None:
                 continue
             ratio = f"{row['kl'] / theirs['kl']:.3f}" if theirs and row is ours else ""
             seconds = row["cpu"] if row["device"] == "cpu" and row["threads"] == "1" else row["wall"]
-            candidates = 1 if row.get("uniform") else len(CHOICES)
-            yield (
-                f"| {bits:g} | {name} | {candidates} | {row['bpw']:.4f} | {row['bytes']:,} "
-                f"| {row['kl']:.5f} | {ratio} | {row['distinct']:,} | {seconds:.0f} |"
-            )
+            cells = [f"{bits:g}", name, f"{1 if row.get('uniform') else len(CHOICES)}"]
+            cells += [f"{row['bpw']:.4f}", f"{row['bytes']:,}", f"{row['kl']:.5f}", ratio]
+            cells += [f"{row['distinct']:,}", f"{row['trained']:,}", f"{seconds:.0f}"]
+            yield f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

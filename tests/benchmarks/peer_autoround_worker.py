@@ -46,11 +46,10 @@ def main() -> None:
         iters=task["iterations"],
         nsamples=count,
         seqlen=length,
-        batch_size=min(8, count),
+        batch_size=min(task["batch"], count),
         device_map=task["device"],
         enable_torch_compile=task["compile"],
         amp=task["amp"],
-        seed=task["seed"],
     )
     rounded, chosen = peer.quantize()
     facts: dict[str, Any] = {"cpu": processor_seconds() - cpu, "wall": time.perf_counter() - wall}
@@ -68,7 +67,7 @@ def scheme(task: dict[str, Any], count: int, length: int) -> Any:
     options = [QuantizationScheme(data_type="int", act_bits=16, **option) for option in task["options"]]
     if task["bits"] is None:
         return options[0]
-    sizes = {"nsamples": count, "seqlen": length, "batch_size": min(8, count)}
+    sizes = {"nsamples": count, "seqlen": length, "batch_size": min(task["batch"], count)}
     return AutoScheme(avg_bits=task["bits"], options=options, low_gpu_mem_usage=False, **sizes)
 
 
