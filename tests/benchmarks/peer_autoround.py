@@ -42,7 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.build import Build, prepare
 from pipelines.drive import Outputs, drive
-from pipelines.run import Place, Runner
+from pipelines.run import MEMO, Place, Runner
 from pipelines.settings import Settings
 from schemas.base import digest_of
 from steps.model.overlay import Replaced, overlay
@@ -218,15 +218,15 @@ def run_peer(arguments: argparse.Namespace, folder: Path, bits: float) -> None:
 
 def our_row(arguments: argparse.Namespace, budget: float) -> Row:
     """Ours, in an empty store, up to the refined selection."""
-    place = arguments.keep / "ours"
+    at, place = texts(arguments), arguments.keep / "ours"
     shutil.rmtree(place, ignore_errors=True)
+    MEMO.clear()  # what an earlier budget of this process left would be free
     cpu, wall = time.process_time(), time.perf_counter()
     bound = build(arguments, place, budget, arguments.tokens)
     runner, outputs = made(arguments, bound, ["distilled"])
     found: Row = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
     load = runner.store.artifacts.load
     before, after = load(outputs["allocated"]["selection"]), load(outputs["distilled"]["selection"])
-    at = texts(arguments)
     for name, selection in (("before", before), ("kl", after)):
         found[name] = divergence(at, overlay(at["model"], selection), arguments.device)
     read = ("calibration", "scoring", "training")
