@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peer_environment import peer_python
 from safetensors.torch import load_file, save_file
 
 from schemas.artifact import Unit
@@ -57,18 +57,6 @@ class Result:
     solving: float
     linears: int
     weights: Weights
-
-
-def peer_python(folder: Path) -> Path:
-    """The interpreter of the peer's environment, made if it is not there; CalledProcessError if it cannot be."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        uv = [str(Path(sys.executable).with_name("uv"))]
-        environment = os.environ | {"UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
-        subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True, env=environment)
-        wanted = [PEER, f"torch=={torch.__version__.split('+')[0]}"]
-        subprocess.run([*uv, "pip", "install", "-q", "--python", str(python), *wanted], check=True, env=environment)
-    return python
 
 
 def random_model(folder: Path) -> Path:
@@ -126,11 +114,7 @@ def run_ours(config: Mapping[str, Any], tensors: Weights, ids_NS: torch.Tensor, 
     for unit in units(config, {n: tuple(t.shape) for n, t in tensors.items()}):
         items += [(unit, [one(unit, form, config, tensors, collected[unit.block], env) for form in forms])]
     end = clock()
-    weights = {
-        f"{m}.weight": from_value(found[0], m).dequantize()
-        for unit, found in items
-        for m in unit.members
-    }
+    weights = {f"{m}.weight": from_value(found[0], m).dequantize() for unit, found in items for m in unit.members}
     return Result(end - start, end - middle, len(weights) * len(forms), weights)
 
 
@@ -196,7 +180,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     form = read_format(args.format)
     menu = [form, *(Affine(bits=b, group_size=g) for b, g in MENU)][: len(MENU)]
     asked = {form.name: [form], "the default": [form.model_copy(update={"symmetry": "signed"})], "menu of 9": menu}
-    python = peer_python(args.env.expanduser())
+    python = peer_python(args.env.expanduser(), PEER)
     load(folder)  # so that our clock, as the peer's, starts with everything imported
     runs: dict[str, list[Result]] = {}
     for _ in range(args.repeat):
