@@ -12,7 +12,7 @@ from pipelines.evaluations import domains_of, generations_of
 from pipelines.graph import Bound
 from pipelines.items import library_version
 from pipelines.run import Runner
-from pipelines.trained import distilled_of
+from pipelines.trained import distilled_of, recoded_of
 from schemas.allocate import Additivity
 from schemas.artifact import Digest
 from schemas.base import Spec, canonical_json, digest_of
@@ -76,6 +76,7 @@ def assemble(runner: Runner, built: Built, run: Run) -> Report:
         predicted_kl=plan["predicted_kl"]["plan"],
         experts=verdict.get("experts"),
         distilled=distilled_of(runner, metas["selection"]),
+        recoded=recoded_of(metas["selection"]),
         allocation=plan["rows"],
         certificate=plan["certificate"],
         nodes=built.rows,
@@ -142,7 +143,7 @@ def _notes(runner: Runner, built: Built) -> tuple[str, ...]:
             continue
         for digest in built.outputs[bound.id].values():
             meta = runner.store.artifacts.load(digest).meta
-            for told in (meta, meta.get("certificate", {}), meta.get("distilled", {})):
+            for told in (meta, meta.get("certificate", {}), meta.get("recoded", {}), meta.get("distilled", {})):
                 notes += [f"{bound.id}: {n}" for n in told.get("notes", ())]
         notes += [f"{bound.id}: {n}" for n in _said_while_it_ran(runner, built, bound)]
     return tuple(dict.fromkeys(notes))

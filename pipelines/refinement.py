@@ -7,13 +7,13 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from pipelines.methods.refine import refinement_of
-from schemas.distill import Blocks, Distill, Outputs, Reconstruct, Training
+from pipelines.methods.refine import RECODED, UNTRAINED, refinement_of
+from schemas.distill import Blocks, Distill, Outputs, Recode, Reconstruct, Training
 from schemas.errors import InputError
 from schemas.recipe import DistillFields, Node, Refinement, ShortRecipe, Streamed
 
 MakeNode = Callable[..., Node]
-ELSEWHERE = {"method", "text"}
+ELSEWHERE = {"method", "text", "recode"}
 """Fields of a recipe's `distill` that are no fields of the step."""
 STREAMED = (Outputs(kind="outputs"),)
 """The one objective of a block that is refined by itself."""
@@ -25,10 +25,23 @@ def asked(short: ShortRecipe) -> DistillFields | None:
     return short.distill or (DistillFields() if implied else None)
 
 
+def _method(short: ShortRecipe, fields: DistillFields) -> Refinement:
+    implied: Any = short.method if short.method in get_args(Refinement) else "latent"
+    return fields.method or implied  # type: ignore[no-any-return]
+
+
+def recoded(short: ShortRecipe, fields: DistillFields, held_out: int) -> Recode | None:
+    """How codes are chosen again before a training that holds out so many windows; None where they are not."""
+    wanted = fields.recode if fields.recode is not None else _method(short, fields) in RECODED
+    if not wanted:
+        return None
+    given = {} if wanted is True else {name: value for name, value in wanted if value is not None}
+    return Recode(step="recode", held_out=held_out, seed=short.text.seed, **given)
+
+
 def refined(short: ShortRecipe, fields: DistillFields) -> Distill:
     """The method's row with the recipe's own choices in place."""
-    implied: Any = short.method if short.method in get_args(Refinement) else "latent"
-    row = refinement_of(fields.method or implied)
+    row = refinement_of(_method(short, fields))
     given = {name: value for name, value in fields if value is not None and name not in ELSEWHERE}
     if isinstance(fields.scope, Streamed):
         given["scope"] = Blocks(kind="blocks")
@@ -39,7 +52,7 @@ def refined(short: ShortRecipe, fields: DistillFields) -> Distill:
             "these parts of a refinement do not go together",
             where="distill",
             got="; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors()),
-            fix=f"change them, or another field of `{fields.method or implied}` with them",
+            fix=f"change them, or another field of `{_method(short, fields)}` with them",
         ) from error
 
 
@@ -49,7 +62,9 @@ def training_text(short: ShortRecipe, tokens: Callable[..., Node]) -> dict[str, 
     if fields is None:
         return {}
     spec, length = refined(short, fields), short.text.length
-    windows = -(-spec.tokens // length) + spec.held_out
+    again = recoded(short, fields, spec.held_out)
+    training = 0 if _method(short, fields) in UNTRAINED else -(-spec.tokens // length)
+    windows = max(training, again.windows if again else 0) + spec.held_out
     if fields.text is None:
         skip = short.text.calibrate_windows
         return {"training": tokens("calibration_text", "stream", windows, skip=skip)}
@@ -64,8 +79,15 @@ def refinement(short: ShortRecipe, node: MakeNode) -> tuple[dict[str, Node], str
         return {}, "allocated"
     spec = refined(short, fields)
     inputs = {"model": "model", "selection": "allocated", "tokens": "training"}
+    again, nodes = recoded(short, fields, spec.held_out), dict[str, Node]()
+    if again is not None:
+        nodes["recoded"] = Node(spec=again, inputs=inputs)
+        inputs = {**inputs, "selection": "recoded"}
+    if _method(short, fields) in UNTRAINED:
+        _refuse_untrained(fields, again)
+        return nodes, "recoded"
     if not isinstance(fields.scope, Streamed):
-        return {"distilled": Node(spec=spec, inputs=inputs)}, "distilled"
+        return {**nodes, "distilled": Node(spec=spec, inputs=inputs)}, "distilled"
     if spec.objective != STREAMED:
         raise InputError(
             "this refinement needs the whole model",
@@ -76,6 +98,20 @@ def refinement(short: ShortRecipe, node: MakeNode) -> tuple[dict[str, Node], str
         )
     shared = {name: getattr(spec, name) for name in Training.model_fields}
     return {
+        **nodes,
         "refined": Node(spec=Reconstruct(step="reconstruct", **shared), inputs=inputs),
-        "distilled": node("join", {"selection": "allocated", "refined": "refined"}),
+        "distilled": node("join", {"selection": inputs["selection"], "refined": "refined"}),
     }, "distilled"
+
+
+def _refuse_untrained(fields: DistillFields, again: Recode | None) -> None:
+    """InputError for fields of a training where there is none, and where nothing at all would be done."""
+    said = fields.model_fields_set - {"method", "text", "recode", "held_out"}
+    if said or again is None:
+        raise InputError(
+            "`recode` trains nothing",
+            where="distill",
+            got=", ".join(sorted(said)) or "recode: false",
+            wanted="text, recode and held_out alone",
+            fix="leave these out, or take `method: latent`, which trains after recoding",
+        )

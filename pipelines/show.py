@@ -139,6 +139,11 @@ def _facts(report: Report) -> list[str]:
             f"on text held out for choosing; {kept}"
         )
     lines += certificate_lines(report.certificate)
+    if (again := report.recoded) is not None:
+        lines.append(
+            f"codes chosen again: KL {again.before:.5f} -> {again.after:.5f} on held-out training text, "
+            f"{again.moved:.1%} moved, curvature of {again.windows} windows"
+        )
     if report.distilled is not None:
         lines += _trained(report.distilled)
     if (seen := report.experts) is not None:

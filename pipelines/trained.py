@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.run import Runner
 from schemas.distill import Annealed, Box, Distill, Logits, Reconstruct, Training, Whole
-from schemas.report import Check, Distilled, DistilledBlock
+from schemas.report import Check, Distilled, DistilledBlock, Recoded
 
 SOFT = (Box, Annealed)
 """Codes that are between two levels while they are trained; held-out windows see them rounded."""
@@ -23,6 +23,12 @@ def distilled_of(runner: Runner, selection: Mapping[str, Any]) -> Distilled | No
     blocks = tuple(_block(each, alike) for each in facts.get("blocks", ()))
     given = {name: facts[name] for name in Distilled.model_fields if name in facts and name != "blocks"}
     return Distilled(**given, blocks=blocks, gap=_gap(facts.get("curve", ()), facts["step_kept"]) if alike else None)
+
+
+def recoded_of(selection: Mapping[str, Any]) -> Recoded | None:
+    """From the meta of the final selection; None when codes are as the solver chose them."""
+    facts = selection.get("recoded")
+    return None if not facts else Recoded(**{name: facts[name] for name in Recoded.model_fields})
 
 
 def comparable(spec: Training) -> bool:

@@ -230,8 +230,8 @@ class Recode(Spec):
     windows: int = Field(default=96, ge=1)
     samples: int = Field(default=1, ge=1)
     """Labels drawn for each position."""
-    damping: float = Field(default=0.01, gt=0)
-    passes: int = Field(default=250, ge=1)
+    damping: float = Field(default=0.03, gt=0)
+    passes: int = Field(default=800, ge=1)
     batch: int = Field(default=4, ge=1)
     """Windows run through a block at once."""
     held_out: int = Field(default=24, ge=1)

@@ -116,7 +116,7 @@ class TextFields(Spec):
     seed: int = 0
 
 
-Refinement = Literal["latent", "scales", "autoround", "discquant", "adaquant", "pdquant", "bitdistiller"]
+Refinement = Literal["recode", "latent", "scales", "autoround", "discquant", "adaquant", "pdquant", "bitdistiller"]
 
 
 class Streamed(Spec):
@@ -125,11 +125,22 @@ class Streamed(Spec):
     kind: Literal["stream"]
 
 
+class RecodeFields(Spec):
+    """What differs from the defaults of `recode`, which chooses codes again by curvature; see schemas/distill.py."""
+
+    windows: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=1)
+    damping: float | None = Field(default=None, gt=0)
+    passes: int | None = Field(default=None, ge=1)
+
+
 class DistillFields(Spec):
     """Refinement after selection: a row of `pipelines/methods/refine.py`, and what differs from it."""
 
     method: Refinement | None = None
     """Without one, that of the recipe's `method` if it is about refinement, else `latent`."""
+    recode: bool | RecodeFields | None = None
+    """Choose codes again by curvature before training; without a word, as the method's row has it."""
     text: str | None = None
     """Source of the text; without one, the calibration text beyond the windows that calibrate."""
     scope: Annotated[Whole | Blocks | Streamed, Field(discriminator="kind")] | None = None

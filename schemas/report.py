@@ -144,6 +144,18 @@ class Distilled(Spec):
     where the two are not the same quantity, as with another objective than KL or codes that are soft while trained."""
 
 
+class Recoded(Spec):
+    """What choosing codes again did: KL on windows of the training text that nothing was learned from."""
+
+    before: float
+    after: float
+    """`before` itself where the codes stayed."""
+    moved: float
+    """Share of the codes that were changed, or would have been."""
+    windows: int
+    """Windows of text that the curvature is of."""
+
+
 class ExpertCoverage(Spec):
     """Calibration tokens that the quantized experts of a mixture saw; `least_own` is the smallest weight that what an
     expert saw itself has in its Hessian, the rest being its layer's (0: it saw nothing)."""
@@ -260,6 +272,7 @@ class Report(Spec):
     contrasts: tuple[Contrast, ...]
     predicted_kl: float
     distilled: Distilled | None
+    recoded: Recoded | None = None
     allocation: tuple[AllocationRow, ...]
     certificate: dict[str, object]
     nodes: tuple[NodeRow, ...]

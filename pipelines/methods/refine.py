@@ -23,6 +23,13 @@ from schemas.distill import (
 )
 from schemas.recipe import Refinement
 
+RECODED: frozenset[Refinement] = frozenset({"recode", "latent", "scales"})
+"""Methods that keep to the codes they are given, which are first chosen again by curvature (`Recode`): QuantEase
+(Behdin et al. 2023, arXiv:2309.01885) under the Kronecker-factored curvature of YAQA (Tseng et al. 2025,
+arXiv:2505.22988). The others choose codes anew, each its own way."""
+UNTRAINED: frozenset[Refinement] = frozenset({"recode"})
+"""Methods without a training."""
+
 
 def latent() -> Distill:
     """The default: codes by latent levels from the solver's own codes, with scales and norms, end to end."""
@@ -107,7 +114,7 @@ def bitdistiller() -> Distill:
 def refinement_of(name: Refinement) -> Distill:
     """The composition a name stands for."""
     match name:
-        case "latent":
+        case "latent" | "recode":
             return latent()
         case "scales":
             return scales()

@@ -52,7 +52,7 @@ def descend(
     P_OI = curve.pull(D_OI)
     before = loss = _loss(P_OI, D_OI)
     diagonal_OI, rising_OGJ = curve.diagonal(), spacing.step_OG1.sign()
-    share = FIRST_SHARE
+    share = min(FIRST_SHARE, W_OI.shape[1])
     for _ in range(passes):
         next_OGJ = bounds.clamp(level_OGJ - P_OI.view(shape).sign() * rising_OGJ)
         move_OI = spacing.apart(next_OGJ, level_OGJ).flatten(1)
