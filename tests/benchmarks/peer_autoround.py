@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from dequantized import check_levels, divergence, rules_of, sizes
 from peer_environment import peer_python
-from refine import needed, training_text
+from refine_inputs import needed, training_text
 from safetensors.torch import load_file, save_file
 
 from pipelines.build import Build, prepare
