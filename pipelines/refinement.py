@@ -27,7 +27,7 @@ def asked(short: ShortRecipe) -> DistillFields | None:
 
 def _method(short: ShortRecipe, fields: DistillFields) -> Refinement:
     implied: Any = short.method if short.method in get_args(Refinement) else "latent"
-    return fields.method or implied  # type: ignore[no-any-return]
+    return fields.method or implied
 
 
 def recoded(short: ShortRecipe, fields: DistillFields, held_out: int) -> Recode | None:

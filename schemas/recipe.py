@@ -18,6 +18,7 @@ from schemas.distill import (
     Optimizer,
     Precision,
     Rates,
+    Recode,
     Reconstruct,
     Schedule,
     Term,
@@ -46,6 +47,7 @@ StepSpec = Annotated[
     | Additivity
     | Select
     | Distill
+    | Recode
     | Reconstruct
     | Join
     | Evaluate

@@ -5,7 +5,8 @@ N windows, T valid positions, P predicted positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,17 +86,18 @@ def window_rows(model: Value, selection: Value, tokens: Value, windows: list[int
     index_N = torch.tensor(windows)
     some = Output(tokens.meta, {name: tensor[index_N] for name, tensor in tokens.tensors.items()})
     asked, changed = Reference(step="reference", batch=spec.batch), overlay(model, selection)
-    hidden = [
-        reference(asked, {"model": m, "tokens": some}, env)["reference"].tensors["hidden_TD"] for m in (model, changed)
-    ]
-    streams, positions = (Stream(model, env.device), Stream(changed, env.device)), predicted_positions(some)
-    original, student = (
-        lambda rows, s=s, h_TD=h_TD: s.logits(h_TD[positions.valid_P[rows]].to(env.device))  # type: ignore[misc]
-        for s, h_TD in zip(streams, hidden, strict=True)
-    )
-    kl_P = compare(original, student, positions, streams[0].config.vocab_size).kl_P
+    sides, positions = [_logits(each, some, asked, env) for each in (model, changed)], predicted_positions(some)
+    original, student = (partial(logits, positions.valid_P) for logits in sides)
+    kl_P = compare(original, student, positions, int(model.meta["config"]["vocab_size"])).kl_P
     of = [kl_P[positions.window_P == n].double() for n in range(len(windows))]
     return [{"tokens": float(len(kl)), "loss": kl.mean().item()} for kl in of if len(kl)]
+
+
+def _logits(model: Value, tokens: Value, asked: Reference, env: Env) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    """logits_PV of some of the valid positions."""
+    hidden_TD = reference(asked, {"model": model, "tokens": tokens}, env)["reference"].tensors["hidden_TD"]
+    stream = Stream(model, env.device)
+    return lambda valid_P, rows: stream.logits(hidden_TD[valid_P[rows]].to(env.device))
 
 
 def _facts(
