@@ -216,6 +216,28 @@ class Reconstruct(Training):
     step: Literal["reconstruct"]
 
 
+class Recode(Spec):
+    """Choose a selection's codes again by the curvature of the whole model's predictions; scales and formats stay.
+
+    Curvature of a linear is the Kronecker product of the second moments of its inputs and of the gradients at its
+    outputs, for labels drawn from the original's own predictions over `windows` windows of the text; each factor gets
+    `damping` times its mean diagonal. Codes are moved by one level, `passes` times at most, wherever that lowers the
+    curvature's estimate of the loss. `held_out` windows, the same as those of a training of that seed, decide whether
+    the result is kept.
+    """
+
+    step: Literal["recode"]
+    windows: int = Field(default=96, ge=1)
+    samples: int = Field(default=1, ge=1)
+    """Labels drawn for each position."""
+    damping: float = Field(default=0.01, gt=0)
+    passes: int = Field(default=250, ge=1)
+    batch: int = Field(default=4, ge=1)
+    """Windows run through a block at once."""
+    held_out: int = Field(default=24, ge=1)
+    seed: int = 0
+
+
 class Join(Spec):
     """Put the blocks that `reconstruct` refined into the selection they came from."""
 

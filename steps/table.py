@@ -5,7 +5,7 @@ from __future__ import annotations
 from schemas.allocate import Additivity, Allocate, Choose, Select
 from schemas.base import Spec
 from schemas.calibrate import Calibrate, ModelSource, Reference, TextSource, Tokenize
-from schemas.distill import Distill, Join, Reconstruct
+from schemas.distill import Distill, Join, Recode, Reconstruct
 from schemas.pack import Pack
 from schemas.quantize import Quantize
 from schemas.sensitivity import (
@@ -200,6 +200,14 @@ STEPS: tuple[Step, ...] = (
         outputs={"selection": "selection"},
         scope="model",
         libraries=(),
+    ),
+    Step(
+        spec=Recode,
+        module="steps.distill.recode",
+        inputs={"model": "model", "selection": "selection", "tokens": "tokens"},
+        outputs={"selection": "selection"},
+        scope="model",
+        libraries=MODEL_LIBRARIES,
     ),
     Step(
         spec=Distill,

@@ -38,7 +38,8 @@ def autoround() -> Distill:
     """AutoRound, Cheng et al. 2024 (arXiv:2309.05516): offsets and ranges by sign descent, block by block.
 
     Differs from the paper: every window is used once (there: 200 steps over 128 to 512 sequences), a block is judged on
-    held-out windows (there: by its training loss), one scale factor instead of separate minimum and maximum.
+    held-out windows (there: by its training loss), one scale factor instead of separate minimum and maximum (zero
+    points stay).
     """
     return Distill(
         step="distill",

@@ -41,9 +41,7 @@ def run(spec: Reconstruct, inputs: Mapping[str, Value], env: Env) -> dict[str, O
     check_finite(original_NSD, f"the original's block {block}")
     windows, kept_out = split(len(entering_NSD), spec.held_out, spec.seed)
     around = Around(stream, {block: original}, block, 1, entering_NSD, original_NSD, None)
-    given, trained = (
-        student(s, model, selection, [block], final=False, device=env.device) for s in (None, spec)
-    )
+    given, trained = (student(s, model, selection, [block], final=False, device=env.device) for s in (None, spec))
     task = BlocksTask((Outputs(kind="outputs"),), around, given, trained, tokens, kept_out)
     outcome = train(spec, task, windows, length, env)
     refined = output(selection, outcome)

@@ -105,8 +105,8 @@ class Stream:
         return normed
 
     def logits(self, normed: torch.Tensor, head_VD: torch.Tensor | None = None) -> torch.Tensor:
-        """fp32 logits [..., V] of final-normed hidden states [..., D], by the model's own head or the one given; in fp32
-        within autocast, too."""
+        """fp32 logits [..., V] of final-normed hidden states [..., D], by the model's own head or the one given; also
+        within autocast."""
         with torch.autocast(self.device.type, enabled=False):
             return nn.functional.linear(normed, self.head_VD if head_VD is None else head_VD)
 

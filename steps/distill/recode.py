@@ -1,0 +1,115 @@
+"""Choose a selection's codes again by the curvature of the whole model's predictions, block by block.
+
+N windows, T valid positions, P predicted positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from schemas.calibrate import Reference
+from schemas.distill import Recode
+from steps.calibrate.reference import run as reference
+from steps.distill.build import build_start
+from steps.distill.curvature import curvature
+from steps.distill.descend import Descent, descend
+from steps.distill.matrices.matrix import Start
+from steps.distill.resume import Rows
+from steps.distill.run import check_text
+from steps.distill.schedule import split
+from steps.distill.student import selection_of
+from steps.distill.train import judge
+from steps.model.overlay import NORMS, overlay
+from steps.model.positions import predicted_positions, take
+from steps.model.stream import Stream
+from steps.model.structure import block_prefix
+from steps.model.whole import OUTSIDE
+from steps.sensitivity.backward import backward
+from steps.sensitivity.capture import Linears
+from steps.step import Env, Output, Value
+from steps.verify.metrics import compare
+
+KEPT_INPUT = "codes stay as the solver chose them: others were no better on the held-out windows beyond the interval"
+
+
+def run(spec: Recode, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
+    """`selection`: the same formats, scales and bytes with other codes; meta `recoded` holds facts.
+
+    One backward pass through the original gives all curvatures, one block resident at a time; what enters the blocks is
+    kept for all windows. fp32. A matrix that no position reached keeps its codes, and so do embedding, head and f16.
+    """
+    model, selection, tokens = inputs["model"], inputs["selection"], inputs["tokens"]
+    check_text(tokens)
+    windows, kept_out = split(len(tokens.tensors["lengths_N"]), spec.held_out, spec.seed)
+    used = windows[: spec.windows]
+    stream, wanted = Stream(model, env.device), _members(selection)
+    parts = [take(tokens, used[at : at + spec.batch]) for at in range(0, len(used), spec.batch)]
+    found, tensors = dict[str, Descent](), dict[str, torch.Tensor]()
+    for k, block, captured in backward(stream, parts, spec.samples, spec.seed, env):
+        for member, item in wanted.items():
+            if k != OUTSIDE and member.startswith(block_prefix(k)):
+                start = build_start(item, member, env.device, scaled=False)
+                descent = _descent(spec, start, block, member.removeprefix(block_prefix(k)), captured)
+                if descent is not None:
+                    found[member] = descent
+                    tensors |= start.frame.stored(descent.level_OGJ).to_tensors()
+    recoded = Output(selection.meta, selection.tensors, selection_of(selection, tensors), selection.files)
+    before, after = (window_rows(model, each, tokens, kept_out, spec, env) for each in (selection, recoded))
+    facts, better = judge(before, after, spec.seed, "KL")
+    facts |= _facts(spec, wanted, found, len(used), better)
+    kept = recoded if better else selection
+    return {"selection": Output({**selection.meta, "recoded": facts}, kept.tensors, kept.children, kept.files)}
+
+
+def _members(selection: Value) -> dict[str, Value]:
+    """Every quantized matrix with the item that holds it."""
+    return {m: item for unit, item in selection.children.items() if unit != NORMS for m in item.meta["members"]}
+
+
+def _descent(spec: Recode, start: Start, block: nn.Module | None, path: str, captured: list[Any]) -> Descent | None:
+    batches = [each for each in captured if isinstance(each, Linears)]
+    curve = None if start.bounds is None or block is None else curvature(batches, path, spec.damping)
+    if curve is None or start.bounds is None or block is None:
+        return None
+    with torch.no_grad():
+        spacing, W_OI = start.frame.spacing(), block.get_parameter(f"{path}.weight").float()
+    return descend(start.level_OGJ, start.bounds, spacing, W_OI, curve, spec.passes)
+
+
+def window_rows(model: Value, selection: Value, tokens: Value, windows: list[int], spec: Recode, env: Env) -> Rows:
+    """Predicted positions and mean KL(original || selection) of each of these windows, one block resident at a time."""
+    index_N = torch.tensor(windows)
+    some = Output(tokens.meta, {name: tensor[index_N] for name, tensor in tokens.tensors.items()})
+    asked, changed = Reference(step="reference", batch=spec.batch), overlay(model, selection)
+    hidden = [
+        reference(asked, {"model": m, "tokens": some}, env)["reference"].tensors["hidden_TD"] for m in (model, changed)
+    ]
+    streams, positions = (Stream(model, env.device), Stream(changed, env.device)), predicted_positions(some)
+    original, student = (
+        lambda rows, s=s, h_TD=h_TD: s.logits(h_TD[positions.valid_P[rows]].to(env.device))  # type: ignore[misc]
+        for s, h_TD in zip(streams, hidden, strict=True)
+    )
+    kl_P = compare(original, student, positions, streams[0].config.vocab_size).kl_P
+    of = [kl_P[positions.window_P == n].double() for n in range(len(windows))]
+    return [{"tokens": float(len(kl)), "loss": kl.mean().item()} for kl in of if len(kl)]
+
+
+def _facts(
+    spec: Recode, wanted: Mapping[str, Value], found: Mapping[str, Descent], windows: int, better: bool
+) -> dict[str, Any]:
+    codes = sum(each.level_OGJ.numel() for each in found.values())
+    ratios = [each.after / each.before if each.before else 1.0 for each in found.values()]
+    notes = [] if better else [KEPT_INPUT]
+    if windows < spec.windows:
+        notes.append(f"the curvature is of {windows} windows; {spec.windows} were asked for: give more text")
+    return {
+        "windows": windows,
+        "moved": sum(each.moved for each in found.values()) / codes if codes else 0.0,
+        "estimate": sum(ratios) / len(ratios) if ratios else 1.0,
+        "stayed": sorted(set(wanted) - set(found)),
+        "notes": notes,
+    }
