@@ -12,7 +12,8 @@ from selections import selection_of
 from pipelines.expand import expand
 from pipelines.recipe_file import parse_recipe
 from pipelines.refinement import refined
-from schemas.distill import Blocks, Distill, Reconstruct
+from schemas.calibrate import Tokenize
+from schemas.distill import Blocks, Distill, Recode, Reconstruct
 from schemas.errors import InputError
 from schemas.recipe import DistillFields, ShortRecipe
 from steps.distill import run as distill
@@ -86,13 +87,51 @@ def outcome(spec: str) -> Any:
 
 
 def test_there_is_a_case_for_every_field() -> None:
-    assert {field for field, _, _ in CHANGES} | {"text"} == set(DistillFields.model_fields)
+    assert {field for field, _, _ in CHANGES} | {"text", "recode"} == set(DistillFields.model_fields)
 
 
 @pytest.mark.parametrize(("field", "also", "value"), CHANGES)
 def test_every_field_changes_what_training_does(field: str, also: dict[str, Any], value: Any) -> None:
     before, after = (spec_of(**fields).model_dump_json() for fields in (also, also | {field: value}))
     assert outcome(before) != outcome(after)
+
+
+@pytest.mark.parametrize(
+    ("fields", "nodes"),
+    [
+        ({}, ["recoded", "distilled"]),
+        ({"method": "scales"}, ["recoded", "distilled"]),
+        ({"recode": False}, ["distilled"]),
+        ({"method": "autoround"}, ["distilled"]),
+        ({"method": "autoround", "recode": True}, ["recoded", "distilled"]),
+        ({"method": "adaquant", "scope": "stream", "recode": True}, ["recoded", "refined", "distilled"]),
+        ({"method": "recode"}, ["recoded"]),
+    ],
+)
+def test_codes_are_chosen_again_where_training_starts_from_them(fields: dict[str, Any], nodes: list[str]) -> None:
+    found = expand(recipe(distill=fields), lambda source: {}).nodes
+    assert [name for name in found if name in ("recoded", "refined", "distilled")] == nodes
+    assert found["packed"].inputs["selection"] == nodes[-1]
+    if "recoded" in nodes:
+        assert found["recoded"].inputs["selection"] == "allocated"
+        assert all(found[name].inputs["selection"] == "recoded" for name in nodes[1:])
+
+
+def test_what_is_said_of_recoding_reaches_it() -> None:
+    found = expand(recipe(distill={"recode": {"passes": 7, "windows": 500}, "held_out": 9}), lambda source: {}).nodes
+    spec, tokens = found["recoded"].spec, found["training"].spec
+    assert isinstance(spec, Recode) and isinstance(tokens, Tokenize)
+    assert (spec.passes, spec.windows, spec.damping) == (7, 500, Recode(step="recode").damping)
+    assert spec.held_out == found["distilled"].spec.held_out == 9  # type: ignore[union-attr]
+    assert tokens.windows == 500 + 9
+    alone = expand(recipe(distill={"method": "recode"}), lambda source: {}).nodes["training"].spec
+    assert isinstance(alone, Tokenize) and alone.windows == spec.model_copy(update={"windows": 96}).windows + 24
+
+
+@pytest.mark.parametrize("fields", [{"tokens": 1000}, {"rates": {"scales": 1e-3}}, {"recode": False}])
+def test_recoding_alone_refuses_what_is_about_training(fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="trains nothing"):
+        expand(recipe(distill={"method": "recode", **fields}), lambda source: {})
 
 
 def test_a_text_of_its_own_is_what_is_trained_on() -> None:
