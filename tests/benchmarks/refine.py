@@ -24,8 +24,9 @@ from refine_inputs import FORMATS, load, part, prepare
 
 from pipelines.methods.refine import refinement_of
 from schemas.base import digest_of
-from schemas.distill import Distill
+from schemas.distill import Distill, Recode
 from schemas.verify import Evaluate
+from steps.distill import recode
 from steps.distill import run as distill
 from steps.distill.schedule import held_out_of
 from steps.step import Env, Value
@@ -34,8 +35,15 @@ from steps.verify import evaluate
 SLOW = {"scales": 1e-3, "norms": 1e-3}
 BLOCKS = {"kind": "blocks", "width": 1, "stride": 1}
 OUTPUTS = [{"kind": "outputs"}]
+STEPS = {"distill": (distill.run, Distill, "distilled"), "recode": (recode.run, Recode, "recoded")}
+AGAIN: dict[str, Any] = {"recode": {}}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "latent (the default): codes, scales, norms": {},
+    "recode, then latent: codes, scales, norms (the default)": AGAIN,
+    "recode alone": {**AGAIN, "train": False},
+    "recode alone, 100 passes": {"recode": {"passes": 100}, "train": False},
+    "recode alone, 3000 passes": {"recode": {"passes": 3000}, "train": False},
+    "recode, then scales and norms": {**AGAIN, "rates": SLOW},
+    "latent alone: codes, scales, norms": {},
     "codes alone": {"rates": {"codes": "auto"}},
     "scales and norms alone": {"rates": SLOW},
     "scales and norms alone, at 3e-3": {"method": "scales"},
@@ -106,10 +114,12 @@ def row(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def stages(variant: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The fields of a training, and of the one `then`, each a method's row with what differs from it."""
-    one = {name: value for name, value in variant.items() if name != "then"}
+    """Fields of the steps: choosing codes again, a training, the one `then`; each a row with what differs from it."""
+    one = {name: value for name, value in variant.items() if name not in ("then", "recode", "train")}
     spec = refinement_of(one.pop("method", "latent")).model_dump() | one
-    return [spec, *(stages(variant["then"]) if "then" in variant else ())]
+    first = [{"step": "recode", **variant["recode"]}] if "recode" in variant else []
+    trained = [spec] if variant.get("train", True) else []
+    return [*first, *trained, *(stages(variant["then"]) if "then" in variant else ())]
 
 
 def refined(
@@ -118,19 +128,26 @@ def refined(
     """The selection after all trainings, each on its own part of the text; facts of all, losses as ratios."""
     now, ratio, found = at["selection"], 1.0, list[Mapping[str, Any]]()
     windows, length = at["training"].tensors["ids_NS"].shape
-    size = windows // len(specs)
-    for number, each in enumerate(specs):
-        text = part(at["training"], range(number * size, (number + 1) * size))
-        fresh = (size - held_out_of(size, each["held_out"])) * length
-        spec = Distill.model_validate({**each, "tokens": min(tokens // len(specs), fresh)})
-        now = distill.run(spec, {"model": at["model"], "selection": now, "tokens": text}, env)["selection"]
-        found.append(now.meta["distilled"])
-        ratio *= found[-1]["after"] / found[-1]["before"]
+    trainings = [each for each in specs if each["step"] == "distill"]
+    size = windows // max(len(trainings), 1)
+    for each in specs:
+        text, given = at["training"], dict(each)
+        if each["step"] == "distill":
+            text = part(text, range(len(found) * size, (len(found) + 1) * size))
+            fresh = (size - held_out_of(size, each["held_out"])) * length
+            given["tokens"] = min(tokens // len(trainings), fresh)
+        run, spec, name = STEPS[each["step"]]
+        inputs = {"model": at["model"], "selection": now, "tokens": text}
+        now = run(spec.model_validate(given), inputs, env)["selection"]  # type: ignore[arg-type]
+        facts = now.meta[name]
+        ratio *= facts["after"] / facts["before"]
+        if each["step"] == "distill":
+            found.append(facts)
     return now, {
         "ratio": ratio,
-        "step_kept": sum(each["step_kept"] for each in found),
+        "step_kept": sum(each["step_kept"] for each in found) if found else now.meta["recoded"]["moved"],
         "tokens": sum(each["tokens"] // len(each.get("blocks", [each])) for each in found),
-        "passes": max(each["passes"] for each in found),
+        "passes": max((each["passes"] for each in found), default=0.0),
     }
 
 
