@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from schemas.calibrate import Tokenize
+from schemas.distill import Recode
 from schemas.recipe import Recipe
 from schemas.structure import EMBEDDING
 from schemas.verify import Generate, Measure, Verify
@@ -24,13 +25,13 @@ RESIDENT = frozenset({"kl_probe", "pair_probe", "hutchinson", "distill"})
 def memory(recipe: Recipe, offered: Sequence[Offer], meta: Mapping[str, Any]) -> int:
     """Bytes: the process, the hidden states of the longest text twice, and what the hungriest step holds beside them.
 
-    Nothing here depends on the number of blocks unless a step holds the whole model.
+    Nothing here depends on the number of blocks unless a step holds the whole model, or what enters every block.
     """
     config, shapes = meta["config"], meta["shapes"]
     blocks = [_block(config, shapes, k) for k in range(last_block(config) + 1)]
     quantizing = max(4 * FP32 * sum(rows * columns for rows, columns in offer.unit.shapes) for offer in offered)
     heads = 2 * FP32 * prod(shapes[EMBEDDING])  # the original's and the changed one's, to compare logits
-    resident: int = max(_resident(recipe, shapes), default=0)
+    resident: int = max([*_resident(recipe, shapes), *_kept(recipe, config)], default=0)
     most: int = max(*blocks, quantizing, heads, resident)
     return PROCESS + _hidden(recipe, config) + most
 
@@ -59,3 +60,12 @@ def _resident(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> Iterator[i
             yield 2 * everything
         elif isinstance(node.spec, Verify | Measure | Generate) and asked(node.spec, shapes) == "whole":
             yield everything + everything * BF16 // FP32
+
+
+def _kept(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[int]:
+    """Bytes of what enters every block, which `recode` keeps for its windows until the backward pass has used it."""
+    for node in recipe.nodes.values():
+        if isinstance(node.spec, Recode):
+            text = recipe.nodes[node.inputs["tokens"].partition(".")[0]].spec
+            length = min(text.length, max_length(config)) if isinstance(text, Tokenize) else max_length(config)
+            yield FP32 * node.spec.windows * length * int(config["hidden_size"]) * (last_block(config) + 2)

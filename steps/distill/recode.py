@@ -18,6 +18,7 @@ from steps.calibrate.reference import run as reference
 from steps.distill.build import build_start
 from steps.distill.curvature import curvature
 from steps.distill.descend import Descent, descend
+from steps.distill.descents import once
 from steps.distill.matrices.matrix import Start
 from steps.distill.resume import Rows
 from steps.distill.run import check_text
@@ -42,6 +43,7 @@ def run(spec: Recode, inputs: Mapping[str, Value], env: Env) -> dict[str, Output
 
     One backward pass through the original gives all curvatures, one block resident at a time; what enters the blocks is
     kept for all windows. fp32. A matrix that no position reached keeps its codes, and so do embedding, head and f16.
+    After a kill the pass is made again, and descents that had ended are read.
     """
     model, selection, tokens = inputs["model"], inputs["selection"], inputs["tokens"]
     check_text(tokens)
@@ -54,7 +56,8 @@ def run(spec: Recode, inputs: Mapping[str, Value], env: Env) -> dict[str, Output
         for member, item in wanted.items():
             if k != OUTSIDE and member.startswith(block_prefix(k)):
                 start = build_start(item, member, env.device, scaled=False)
-                descent = _descent(spec, start, block, member.removeprefix(block_prefix(k)), captured)
+                path = member.removeprefix(block_prefix(k))
+                descent = once(env, member, partial(_descent, spec, start, block, path, captured))
                 if descent is not None:
                     found[member] = descent
                     tensors |= start.frame.stored(descent.level_OGJ).to_tensors()

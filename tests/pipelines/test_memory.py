@@ -43,6 +43,14 @@ def test_a_step_that_holds_the_model_is_counted(tmp_path: Path, changes: dict[st
     assert needed > times * whole
 
 
+def test_what_enters_every_block_is_counted_where_codes_are_chosen_again(tmp_path: Path) -> None:
+    few, many = (
+        foretold(tmp_path / f"{n}", 40, load="blocks", distill={"method": "recode", "recode": {"windows": n}})[0]
+        for n in (96, 960)
+    )
+    assert many - few > 0.5 * 4 * (960 - 96) * 32 * 2048 * 42  # fp32, windows of 32, and what leaves the last block
+
+
 def test_auto_is_whole_up_to_a_billion_weights(tmp_path: Path) -> None:
     small, large = (foretold(tmp_path / f"{n}", n, load="auto") for n in (20, 21))
     assert small[1] < 4 * 2**30 < large[1] and large[0] < small[0]

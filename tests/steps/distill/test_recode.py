@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,3 +165,31 @@ def test_too_few_windows_are_told() -> None:
     assert "64 windows; 100 were asked for" in " ".join(
         recoded(selection_of(model, "int2-g32"), model, windows=100).meta["recoded"]["notes"]
     )
+
+
+def test_a_killed_recoding_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, notes = tiny_value(), list[str]()
+    selection = selection_of(model, "int3-g32")
+    spec = Recode.model_validate({"step": "recode", "windows": 48, "held_out": 16, "batch": 8})
+    inputs, calls = {"model": model, "selection": selection, "tokens": TOKENS}, list[int]()
+
+    def counted(*arguments: Any) -> Descent:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return descend(*arguments)
+
+    whole = recode.run(spec, inputs, Env())["selection"]
+    monkeypatch.setattr(recode, "descend", counted)
+    env = Env(resume=tmp_path / "state", note=notes.append)
+    with pytest.raises(KeyboardInterrupt):
+        recode.run(spec, inputs, env)
+    kept = sorted((tmp_path / "state").iterdir())
+    assert len(kept) == 4 and not notes
+    kept[0].write_bytes(kept[0].read_bytes()[:-7])
+    again = recode.run(spec, inputs, env)["selection"]
+    matrices = sum(len(item.meta["members"]) for item in selection.children.values())
+    assert len(calls) == 5 + matrices - 3 and len(notes) == 1 and "is damaged" in notes[0]
+    assert again.meta == whole.meta
+    for unit, item in whole.children.items():
+        assert all(torch.equal(tensor, again.children[unit].tensors[name]) for name, tensor in item.tensors.items())
