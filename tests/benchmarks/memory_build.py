@@ -96,7 +96,7 @@ def limit(mib: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hard if mib is None else mib * MIB, hard))
 
 
-def build(folder: Path, limit_mib: int | None, load: str) -> tuple[dict[str, float], float]:
+def build(folder: Path, limit_mib: int | None, load: str, kept: Sequence[int]) -> tuple[dict[str, float], float]:
     """Build the model in `folder`; peak resident MiB by node, with `start`, what was resident before; and foretold."""
     import compressed_tensors.compressors  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -105,16 +105,17 @@ def build(folder: Path, limit_mib: int | None, load: str) -> tuple[dict[str, flo
     from pipelines.drive import Outputs, drive
     from pipelines.preflight import check
 
+    keep = [f"layers.{block}.*" for block in kept]
     text = {name: str(folder / f"{name}.jsonl") for name in ("calibrate", "evaluate")}
     windows = {f"{name}_windows": 4 for name in ("calibrate", "score", "evaluate")}
     opened = open_build(
         folder, formats=["int4-g128", "int8-g128"], method="rtn", sensitivity="fisher", distill=None, batch=2,
-        budget={"bits_per_weight": 6.0}, text={**text, **windows, "length": 32}, samples=1, load=load,
+        budget={"bits_per_weight": 6.0}, text={**text, **windows, "length": 32}, samples=1, load=load, keep=keep,
     )  # fmt: skip
-    runner, kept = opened.runner, folder / "peaks.json"
+    runner, written = opened.runner, folder / "peaks.json"
     threading.stack_size(MIB)  # a stack counts whole, used or not
     reset_peak()
-    before: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    before: dict[str, float] = json.loads(written.read_text()) if written.exists() else {}
     peaks = before | {"start": max(status_mib("VmHWM"), before.get("start", 0.0))}
     limit_mib = None if limit_mib is None else int(status_mib("VmData")) + limit_mib
 
@@ -126,13 +127,15 @@ def build(folder: Path, limit_mib: int | None, load: str) -> tuple[dict[str, flo
         finally:
             limit(None)
             peaks[node] = max(status_mib("VmHWM"), peaks.get(node, 0.0))
-            kept.write_text(json.dumps(peaks))
+            written.write_text(json.dumps(peaks))
 
     drive(runner, execute)
     return peaks, check(opened).memory_needed / MIB
 
 
-def measure(folder: Path, shape: Shape, limit_mib: int | None, load: str) -> tuple[float, dict[str, float], float]:
+def measure(
+    folder: Path, shape: Shape, limit_mib: int | None, load: str, quantized: int
+) -> tuple[float, dict[str, float], float]:
     """MiB of the model, peaks of its build, and what was foretold. To be run in a process of its own."""
     from builds import write_text
 
@@ -142,7 +145,7 @@ def measure(folder: Path, shape: Shape, limit_mib: int | None, load: str) -> tup
         write_text(folder / "calibrate.jsonl", 12, 1)
         write_text(folder / "evaluate.jsonl", 8, 2)
     size = sum(shard.stat().st_size for shard in (folder / "model").glob("*.safetensors"))
-    return size / MIB, *build(folder, limit_mib, load)
+    return size / MIB, *build(folder, limit_mib, load, range(quantized, shape.blocks))
 
 
 def main() -> None:
@@ -151,13 +154,15 @@ def main() -> None:
     for name, default in (("hidden", Shape.hidden), ("inner", Shape.inner), ("blocks", Shape.blocks)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--limit-mib", type=int)
+    parser.add_argument("--quantized", type=int, help="only so many blocks, which saves time (all)")
     parser.add_argument("--load", choices=("auto", "whole", "blocks"), default="auto", help="how the file is verified")
     parser.add_argument("--folder", type=Path, help="where there is room, and what is there is used again")
     options = parser.parse_args()
     with nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory() as folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         shape = Shape(options.hidden, options.inner, options.blocks)
-        size, peaks, foretold = measure(Path(folder), shape, options.limit_mib, options.load)
+        quantized = shape.blocks if options.quantized is None else options.quantized
+        size, peaks, foretold = measure(Path(folder), shape, options.limit_mib, options.load, quantized)
     print(f"model {size:,.0f} MiB, limit {options.limit_mib or 'none'}")
     for node, peak in peaks.items():
         print(f"{node:24} {peak:8,.0f} MiB, {peak - peaks['start']:+8,.0f}")
