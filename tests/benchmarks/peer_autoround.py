@@ -16,8 +16,9 @@ in fp32: mean KL(original || rounded) in nats per predicted position of the eval
 
 With one thread on the CPU, time is seconds of processor time, else of wall-clock time. For the peer the clock starts
 when all is imported and the model is in memory; for us it starts before anything is read, in an empty store, and covers
-calibration, candidates, scores, plan and refinement. Rows that are done are kept in FOLDER. `--write` puts the table
-into steps/distill/README.md.
+calibration, candidates, scores, plan and refinement. Rows that are done are kept in FOLDER, by what was asked: after a
+change of the code take another one, with the peer's rows copied into it. `--write` puts the table into
+steps/distill/README.md.
 """
 
 from __future__ import annotations
@@ -106,14 +107,18 @@ def pair(arguments: argparse.Namespace, bits: float) -> tuple[Row | None, Row | 
     return theirs, kept(arguments, "ours", our_facts(arguments, budget), partial(our_row, arguments, budget))
 
 
-def kept(arguments: argparse.Namespace, side: str, about: Row, measure: Callable[[], Row]) -> Row | None:
-    """The row if it was measured before or may be now."""
+def kept(arguments: argparse.Namespace, side: str, about: Row, measure: Callable[[Path], Row]) -> Row | None:
+    """The row if it was measured before or may be now, in an empty folder of its own."""
     path = arguments.keep / f"{side}-{digest_of(about)[:16]}.json"
     if not path.exists():
         if arguments.only not in (None, side):
             return None
-        row = {**about, **measure()}
+        folder = path.with_suffix("").resolve()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        row = {**about, **measure(folder)}
         path.write_text(json.dumps(row))
+        shutil.rmtree(folder)
         print(f"{side}: {row['bpw']:.4f} bits, KL {row['kl']:.5f}, {row['cpu']:.0f} s", flush=True)
     return dict(json.loads(path.read_text()))
 
@@ -173,15 +178,12 @@ def texts(arguments: argparse.Namespace) -> dict[str, Value]:
     }
 
 
-def peer_row(arguments: argparse.Namespace, bits: float) -> Row:
+def peer_row(arguments: argparse.Namespace, bits: float, folder: Path) -> Row:
     """The peer, run in its own process and measured by us."""
     at = texts(arguments)
-    folder = arguments.keep / "peer"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     ids_NS = at["training"].tensors["ids_NS"][: arguments.peer_sequences].long()
     save_file({"ids_NS": ids_NS.contiguous()}, folder / "tokens.safetensors")
-    run_peer(arguments, folder.resolve(), bits)
+    run_peer(arguments, bits, folder)
     facts = json.loads((folder / "report.json").read_text())
     weights = load_file(folder / "weights.safetensors")
     rules = {name: (int(b), int(g), bool(symmetric)) for name, (b, g, symmetric) in facts["linears"].items()}
@@ -196,8 +198,8 @@ def peer_row(arguments: argparse.Namespace, bits: float) -> Row:
     return found | sizes(model, rules) | {name: facts[name] for name in ("cpu", "wall")}
 
 
-def run_peer(arguments: argparse.Namespace, folder: Path, bits: float) -> None:
-    """One run of the worker, its output in FOLDER/log; SystemExit when it fails."""
+def run_peer(arguments: argparse.Namespace, bits: float, folder: Path) -> None:
+    """One run of the worker, its output in FOLDER.log; SystemExit when it fails."""
     options = [arguments.uniform] if arguments.uniform else CHOICES
     task = {"model": str(arguments.model.resolve()), "bits": None if arguments.uniform else bits, "batch": BATCH}
     task |= {"options": [{"bits": b, "group_size": g, "sym": True} for b, g in options]}
@@ -210,16 +212,16 @@ def run_peer(arguments: argparse.Namespace, folder: Path, bits: float) -> None:
         python = peer_python(arguments.env.expanduser(), PEER)
         environment.pop("PYTHONPATH", None)
     command = [str(python), str(HERE / "peer_autoround_worker.py"), str(folder / "task.json")]
-    with (folder / "log").open("w") as log:
-        done = subprocess.run(command, check=False, env=environment, cwd=folder, stdout=log, stderr=log)
+    log = folder.with_suffix(".log")
+    with log.open("w") as out:
+        done = subprocess.run(command, check=False, env=environment, cwd=folder, stdout=out, stderr=out)
     if done.returncode:
-        raise SystemExit(f"the peer failed:\n{(folder / 'log').read_text()[-3000:]}")
+        raise SystemExit(f"the peer failed, see {log}:\n{log.read_text()[-3000:]}")
 
 
-def our_row(arguments: argparse.Namespace, budget: float) -> Row:
+def our_row(arguments: argparse.Namespace, budget: float, place: Path) -> Row:
     """Ours, in an empty store, up to the refined selection."""
-    at, place = texts(arguments), arguments.keep / "ours"
-    shutil.rmtree(place, ignore_errors=True)
+    at = texts(arguments)
     MEMO.clear()  # what an earlier budget of this process left would be free
     cpu, wall = time.process_time(), time.perf_counter()
     bound = build(arguments, place, budget, arguments.tokens)
