@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pipelines.show_evaluations import HEADS, domain_cells, position_lines, sample_lines
-from schemas.report import Contrast, Distilled, Interval, Measured, Report
+from pipelines.show_refined import refined_lines
+from schemas.report import Contrast, Interval, Measured, Report
 from steps.verify.loading import BY_BLOCKS
 from steps.verify.show import gpu_lines
 
@@ -139,13 +140,7 @@ def _facts(report: Report) -> list[str]:
             f"on text held out for choosing; {kept}"
         )
     lines += certificate_lines(report.certificate)
-    if (again := report.recoded) is not None:
-        lines.append(
-            f"codes chosen again: KL {again.before:.5f} -> {again.after:.5f} on held-out training text, "
-            f"{again.moved:.1%} moved, curvature of {again.windows} windows"
-        )
-    if report.distilled is not None:
-        lines += _trained(report.distilled)
+    lines += refined_lines(report)
     if (seen := report.experts) is not None:
         lines.append(
             f"{seen.experts} quantized experts saw {seen.fewest:,} to a median of {seen.median:,} calibration tokens, "
@@ -166,21 +161,6 @@ def _facts(report: Report) -> list[str]:
             f"also {other.format}: {other.bytes.actual:,} bytes ({exact}), {other.bpw.linear:.4f} bits per weight over "
             f"the linears, KL {other.measured.kl.value:.5f}, gates " + ("ok" if other.passed else "FAILED")
         )
-    return lines
-
-
-def _trained(trained: Distilled) -> list[str]:
-    """What refinement did, and how far the held-out loss is from the training loss: what was learned by heart."""
-    apart = f" in {len(trained.blocks)} trainings of blocks" if trained.blocks else ""
-    lines = [
-        f"refined: {trained.measure} {trained.before:.5f} -> {trained.after:.5f} on held-out training text, "
-        f"step {trained.step_kept} kept, {trained.tokens:,} tokens{apart}, used {trained.passes:.2g} times"
-    ]
-    if trained.gap is not None:
-        lines.append(f"held out less training loss {trained.gap:+.5f}")
-    gaps = [block.gap for block in trained.blocks if block.gap is not None]
-    if gaps:
-        lines.append(f"block by block: held out less training loss {min(gaps):+.5f} to {max(gaps):+.5f}")
     return lines
 
 

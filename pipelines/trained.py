@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.run import Runner
 from schemas.distill import Annealed, Box, Distill, Logits, Reconstruct, Training, Whole
-from schemas.report import Check, Distilled, DistilledBlock, Recoded
+from schemas.refined import Check, Distilled, DistilledBlock, Recoded
 
 SOFT = (Box, Annealed)
 """Codes that are between two levels while they are trained; held-out windows see them rounded."""

@@ -8,7 +8,8 @@ import pytest
 from reports import digest, example_report, interval, trained_report
 
 from pipelines.show import show_plan, show_report, size
-from schemas.report import Bytes, Contrast, Distilled, GateRow
+from schemas.refined import Distilled
+from schemas.report import Bytes, Contrast, GateRow
 
 
 class _Terminal(io.StringIO):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from schemas.refined import Distilled, DistilledBlock
 from schemas.report import (
     AllocationRow,
     BitsPerWeight,
     Bytes,
     Contrast,
-    Distilled,
-    DistilledBlock,
     GateRow,
     Interval,
     Measured,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from schemas.report import DistilledBlock
+from schemas.refined import DistilledBlock
 from ui.figures.svg import linear, path, picture, tag, text
 from ui.words import number
 

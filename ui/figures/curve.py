@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from schemas.report import Distilled
+from schemas.refined import Distilled
 from ui.figures.svg import Frame, linear, path, picture, tag, text, ticks
 from ui.words import number
 
