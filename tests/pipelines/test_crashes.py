@@ -118,7 +118,7 @@ def test_an_interrupt_before_prefect_is_there(
     ending: signal.Signals, recipe: Path, services: ServiceState, tmp_path: Path
 ) -> None:
     attempt = Bench(tmp_path, recipe, services).run(Moment(0.5, MAIN), interrupt(ending))
-    said = [line for line in attempt.stderr.strip().splitlines() if not line.startswith("note: ")]
+    said = [line for line in attempt.stderr.strip().splitlines() if line and not line.startswith("note: ")]
     assert attempt.code == 130 and said[0].startswith("interrupted"), attempt.stderr
 
 

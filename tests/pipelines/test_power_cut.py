@@ -96,5 +96,5 @@ def test_a_power_cut_costs_time_and_nothing_else(
     shutil.copytree(undisturbed[0], tmp_path / "after", ignore=shutil.ignore_patterns("state"), dirs_exist_ok=True)
     again = run_build(open_build(tmp_path / "after"))
     assert again.outputs["packed"] == undisturbed[1].outputs["packed"]
-    assert sum(row.units_cached for row in again.rows) > 5
+    assert sum(row.units_cached for row in again.rows) > 2
     assert not Store(after).artifacts.missing(again.outputs["packed"]["packed"])

@@ -19,6 +19,7 @@ MIXTURE: dict[str, Any] = {"hidden_size": 64, "head_dim": 16, "moe_intermediate_
 REFINED: dict[str, Any] = {
     "sensitivity": "fisher",
     "distill": {
+        "recode": False,
         "tokens": 2048,
         "batch": 8,
         "held_out": 12,

@@ -194,15 +194,15 @@ def test_reproduce_gives_the_same_bytes_and_records_nothing(
 def test_reproduce_finds_a_solver_that_does_something_else(
     home: Path, report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import steps.quantize.unit as unit
+    import steps.quantize.affine as affine
 
-    real, before = unit.build_fit, files(home / "state/store")
+    real, before = affine.build_fit, files(home / "state/store")
 
     def wider(spec):  # type: ignore[no-untyped-def]
         fit = real(spec)
         return lambda W_OI, *rest: fit(1.5 * W_OI, *rest)
 
-    monkeypatch.setattr(unit, "build_fit", wider)
+    monkeypatch.setattr(affine, "build_fit", wider)
     code, out, _ = reproduce(capsys, report.build_digest, "--sample", "2")
     assert (code, out.splitlines()[-1]) == (1, "0 same, 2 different")
     assert out.count("DIFFERENT") == 2 and "its facts" in out

@@ -31,14 +31,15 @@ OFFSETS: dict[str, Any] = {
     "optimizer": {"kind": "sign"},
     "rates": {"codes": 0.03, "scales": 0.01},
 }
-"""What moves codes of every unit within a few steps."""
+LATENTS: dict[str, Any] = {"rates": {"codes": 0.15, "scales": 0.01, "norms": 0.01}}
+"""Both move codes of every unit within a few steps."""
 
 
-@pytest.mark.parametrize("names", [LLAMA_CPP, WIDTHS], ids=["llama.cpp", "widths"])
-def test_other_families_gain_within_format_and_bytes(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("names", "parts"), [(LLAMA_CPP, OFFSETS), (WIDTHS, LATENTS)], ids=["llama.cpp", "widths"])
+def test_other_families_gain_within_format_and_bytes(names: tuple[str, ...], parts: dict[str, Any]) -> None:
     model = tiny_value(dtype=torch.bfloat16, **WIDE)
     selection = solved_selection(model, names)
-    found = trained(model, selection, **OFFSETS)
+    found = trained(model, selection, **parts)
     facts = found.meta["distilled"]
     assert facts["after"] < 0.95 * facts["before"] and facts["step_kept"] > 0
     assert facts["before"] == pytest.approx(mean_kl(model, selection, HELD_OUT), rel=1e-4)
