@@ -21,6 +21,9 @@ from schemas.errors import InputError
 from schemas.report import Report
 from store.lineage import check_tracking
 
+PATIENCE = 20
+"""Seconds for a server that listens but is busy: on two cores under load, 3 were not enough."""
+
 
 def run(options: argparse.Namespace) -> int:
     """Build a recipe; 0 when its gates pass, else 1."""
@@ -94,7 +97,7 @@ def write_json(path: Path, document: object) -> None:
 
 
 def check_prefect(started: str | None) -> None:
-    """Raise InputError within seconds when a Prefect server is configured and does not answer."""
+    """Raise InputError when a Prefect server is configured and does not answer: at once where nothing listens."""
     import urllib.error
     import urllib.request
 
@@ -102,7 +105,7 @@ def check_prefect(started: str | None) -> None:
     if not url:
         return
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3):
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PATIENCE):
             return
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise InputError(
