@@ -1,4 +1,4 @@
-"""How much memory a build will take: that of its hungriest step, from shapes alone. Torch-free."""
+"""How much memory a build will take, that of its hungriest step, and scratch; from shapes alone. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from schemas.calibrate import Tokenize
 from schemas.distill import Recode
+from schemas.mixture import mixture
 from schemas.recipe import Recipe
+from schemas.sensitivity import Fisher, FisherRows
 from schemas.structure import EMBEDDING
 from schemas.verify import Generate, Measure, Verify
 from steps.model.offers import Offer
@@ -18,6 +20,8 @@ from steps.verify.loading import asked, whole_bytes
 FP64, FP32, BF16 = 8, 4, 2
 PROCESS = 512 * 2**20
 """Of torch and transformers once imported and of tracking: 403 to 527 MiB were resident."""
+DESCENT = 10
+"""Matrices of a linear's size that `recode` holds while it chooses the linear's codes."""
 RESIDENT = frozenset({"kl_probe", "pair_probe", "hutchinson", "distill"})
 """Steps that hold the whole model in fp32, and as much again: gradients, a second model, or cached activations."""
 
@@ -25,13 +29,13 @@ RESIDENT = frozenset({"kl_probe", "pair_probe", "hutchinson", "distill"})
 def memory(recipe: Recipe, offered: Sequence[Offer], meta: Mapping[str, Any]) -> int:
     """Bytes: the process, the hidden states of the longest text twice, and what the hungriest step holds beside them.
 
-    Nothing here depends on the number of blocks unless a step holds the whole model, or what enters every block.
+    Nothing here depends on the number of blocks unless a step holds the whole model.
     """
     config, shapes = meta["config"], meta["shapes"]
     blocks = [_block(config, shapes, k) for k in range(last_block(config) + 1)]
     quantizing = max(4 * FP32 * sum(rows * columns for rows, columns in offer.unit.shapes) for offer in offered)
     heads = 2 * FP32 * prod(shapes[EMBEDDING])  # the original's and the changed one's, to compare logits
-    resident: int = max([*_resident(recipe, shapes), *_kept(recipe, config)], default=0)
+    resident: int = max([*_resident(recipe, shapes), *_backward(recipe, config, shapes)], default=0)
     most: int = max(*blocks, quantizing, heads, resident)
     return PROCESS + _hidden(recipe, config) + most
 
@@ -62,10 +66,56 @@ def _resident(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> Iterator[i
             yield everything + everything * BF16 // FP32
 
 
-def _kept(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[int]:
-    """Bytes of what enters every block, which `recode` keeps for its windows until the backward pass has used it."""
+def scratch(recipe: Recipe, meta: Mapping[str, Any]) -> int:
+    """Bytes on disk while a backward pass lasts: what enters every block and what leaves the last, and new codes."""
+    config, shapes = meta["config"], meta["shapes"]
+    codes = sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
+    token = FP32 * int(config["hidden_size"])
+    return max(
+        (
+            windows * length * token * (last_block(config) + 2 + spec.samples) + codes * isinstance(spec, Recode)
+            for spec, windows, length in _passes(recipe, config)
+        ),
+        default=0,
+    )
+
+
+def _backward(recipe: Recipe, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Iterator[int]:
+    """Bytes of each backward pass, at the hungriest block: weights; the graph of a batch, twice what its linears see
+    and send back (`fisher` keeps that of all batches); for `recode` both moments of every linear, and a descent."""
+    for spec, windows, length in _passes(recipe, config):
+        tokens = length * (windows * isinstance(spec, Fisher) + 2 * min(spec.batch, windows))
+        moments = isinstance(spec, Recode)
+        yield max(_passed(config, shapes, k, tokens, spec.samples, moments) for k in range(last_block(config) + 1))
+
+
+def _passes(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[tuple[Fisher | FisherRows | Recode, int, int]]:
+    """Every backward pass with its windows and their length."""
     for node in recipe.nodes.values():
-        if isinstance(node.spec, Recode):
+        if isinstance(node.spec, Fisher | FisherRows | Recode):
             text = recipe.nodes[node.inputs["tokens"].partition(".")[0]].spec
             length = min(text.length, max_length(config)) if isinstance(text, Tokenize) else max_length(config)
-            yield FP32 * node.spec.windows * length * int(config["hidden_size"]) * (last_block(config) + 2)
+            there = text.windows if isinstance(text, Tokenize) else 0
+            yield node.spec, node.spec.windows if isinstance(node.spec, Recode) else there, length
+
+
+def _passed(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    block: int,
+    tokens: int,
+    samples: int,
+    moments: bool,
+) -> int:
+    prefix, numbers, largest = block_prefix(block), 0, 0
+    found = mixture(config, block)
+    for group in order_groups(config, block):
+        sizes = [shapes[f"{prefix}{member}.weight"] for member in group.members]
+        rows, columns = [size[0] for size in sizes], sizes[0][1]
+        seen = tokens
+        if found is not None and group.expert is not None:
+            seen = -(-tokens * int(config["num_experts_per_tok"]) // found.experts)
+        numbers += sum(rows) * columns + seen * (columns + samples * sum(rows))
+        numbers += (columns**2 + sum(each**2 for each in rows)) * moments
+        largest = max(largest, max(rows) * columns)
+    return FP32 * (numbers + DESCENT * largest * moments)

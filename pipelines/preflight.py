@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pipelines.build import Build
 from pipelines.graph import Bound
 from pipelines.held_out import check_held_out
-from pipelines.memory import memory
+from pipelines.memory import memory, scratch
 from pipelines.packings import engine_notes
 from pipelines.training import check_memory, memory_needed, text_notes
 from schemas.allocate import Allocate, Pin
@@ -51,6 +51,8 @@ class Forecast:
     file_bits_per_weight: tuple[float, float]
     disk_needed: int
     disk_free: int | None
+    scratch_needed: int
+    scratch_free: int | None
     memory_needed: int
     memory_free: int | None
     notes: tuple[str, ...]
@@ -90,6 +92,8 @@ def check(build: Build, here: bool = True) -> Forecast:
         file_bits_per_weight=reach.file_bits_per_weight,
         disk_needed=_disk(offered) + reach.file_bytes[1] + SPARE_DISK,
         disk_free=_free_disk(build.where.store),
+        scratch_needed=scratch(recipe, model.meta),
+        scratch_free=_free_disk(str(build.where.cache)),
         memory_needed=max([memory(recipe, offered, model.meta), *memory_needed(runner).values()]),
         memory_free=_free_memory(),
         notes=(
@@ -99,15 +103,26 @@ def check(build: Build, here: bool = True) -> Forecast:
             *_loading_notes(recipe, model.meta),
         ),
     )
-    if forecast.disk_free is not None and forecast.disk_free < forecast.disk_needed:
-        raise InputError(
-            "not enough room in the store",
-            where=build.where.store,
-            got=f"{forecast.disk_free:,} bytes free",
-            wanted=f"about {forecast.disk_needed:,} bytes",
-            fix="free some, choose another place with --store, or try fewer formats",
+    _check_room(
+        "not enough room in the store",
+        build.where.store,
+        (forecast.disk_free, forecast.disk_needed),
+        "free some, choose another place with --store, or try fewer formats",
+    )
+    if here:
+        _check_room(
+            "not enough room for what enters each block, which a backward pass puts aside",
+            str(build.where.cache),
+            (forecast.scratch_free, forecast.scratch_needed),
+            "free some, choose another place with BITSMITH_HOME, or take fewer windows of text",
         )
     return forecast
+
+
+def _check_room(what: str, where: str, free_needed: tuple[int | None, int], fix: str) -> None:
+    free, needed = free_needed
+    if free is not None and free < needed:
+        raise InputError(what, where=where, got=f"{free:,} bytes free", wanted=f"about {needed:,} bytes", fix=fix)
 
 
 def _check_not_above(budget: Budget, reach: Achievable) -> None:

@@ -17,7 +17,7 @@ from pipelines.code_id import module_digests
 from pipelines.determinism import fix_order_of_sums
 from pipelines.graph import Bound, bind
 from pipelines.items import Handle, Item, block_item, independent_items
-from pipelines.scratch import scratch
+from pipelines.scratch import room, scratch
 from pipelines.sources import open_source_model, open_source_text
 from schemas.calibrate import ModelSource, TextSource
 from schemas.errors import InputError
@@ -238,7 +238,8 @@ class Runner:
         with scratch(self.place.cache) as own:
             resume = self.place.cache / RESUME / item.key
             env = Env(device_of(self.place.device), own, progress, MEMO, note, resume)
-            returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
+            with room(self.place.cache):
+                returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
             return {port: artifacts.save_value(out, scratch=own) for port, out in returned.items()}
 
     def distrust_damaged(self, outputs: Mapping[str, Mapping[str, str]], thorough: bool = False) -> None:

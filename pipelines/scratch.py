@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from schemas.errors import InputError
+from store.errors import FULL
+
 DAY = 86400.0
 UNUSED = {"tensors": DAY, "files": DAY, "resume": 30 * DAY}
 """Seconds since its last use after which prune takes a copy of a remote model's tensor or file, and what an interrupted
@@ -38,6 +41,22 @@ def scratch(cache: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def room(cache: Path) -> Iterator[None]:
+    """InputError where a step finds no room for its scratch, or for what it leaves to go on from."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(
+            "no room for a step's scratch",
+            where=str(cache),
+            got=error,
+            fix="free some space there, or set BITSMITH_HOME to a folder with more",
+        ) from error
 
 
 def _locked(cache: Path) -> tuple[Path, int]:

@@ -13,7 +13,7 @@ from pipelines.graph import Bound
 from pipelines.run import Runner, device_of
 from pipelines.scratch import scratch
 from schemas.calibrate import Tokenize
-from schemas.distill import Distill, Reconstruct, Training
+from schemas.distill import Distill, Recode, Reconstruct, Training
 from schemas.errors import InputError
 from steps.calibrate.encode import open_tokenizer
 from steps.distill.memory import available_bytes, block_bytes, check_fits, training_bytes
@@ -43,24 +43,31 @@ def trainings(runner: Runner) -> list[tuple[Bound, Training]]:
 
 
 def text_notes(runner: Runner) -> Iterator[str]:
-    """Per training, the text that is there and how often it will be used. InputError where there is next to none."""
-    for bound, spec in trainings(runner):
-        supply = _supply(runner, bound)
-        if supply is None:
+    """Per refinement, the text that is there and how often it will be used. InputError where there is next to none."""
+    for bound in runner.bound:
+        spec = bound.node.spec
+        supply = _supply(runner, bound) if isinstance(spec, Distill | Reconstruct | Recode) else None
+        if supply is None or not isinstance(spec, Distill | Reconstruct | Recode):
             continue
         if supply.windows < 2:
+            asked = spec.windows if isinstance(spec, Recode) else -(-spec.tokens // supply.length)
             raise InputError(
-                "too little text to train on some windows and hold out others",
+                "too little text to refine by some windows and hold out others",
                 where=f"node {bound.id}, text of node {bound.inputs['tokens'][0]}",
                 got=f"{max(supply.windows, 0)} windows of {supply.length} tokens that nothing else reads",
-                wanted=f"at least 2; for {spec.tokens:,} tokens {-(-spec.tokens // supply.length) + spec.held_out}",
+                wanted=f"at least 2; for all that is asked {asked + spec.held_out}",
                 fix="give more text (`distill.text`), fewer calibration windows, or a smaller `length`",
             )
         yield f"{bound.id}: {_sentence(spec, supply)}"
 
 
-def _sentence(spec: Training, supply: Supply) -> str:
+def _sentence(spec: Training | Recode, supply: Supply) -> str:
     kept = held_out_of(supply.windows, spec.held_out)
+    if isinstance(spec, Recode):
+        windows, about = supply.windows - kept, "about " if supply.about else ""
+        used = f"chooses codes by {min(spec.windows, windows)} of {about}{windows:,} windows of text"
+        used += f" beside {kept} held-out ones"
+        return used if spec.windows <= windows else f"{used}; {spec.windows} were asked for: give more text"
     fresh = (supply.windows - kept) * supply.length
     seen = steps_of(spec, supply.length) * min(spec.batch, supply.windows - kept) * supply.length
     there = f"{'about ' if supply.about else ''}{fresh:,} tokens of text beside {kept} held-out windows"

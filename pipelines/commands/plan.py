@@ -75,6 +75,7 @@ def _sentences(forecast: Forecast) -> list[str]:
         ),
         f"packed file: {size(forecast.packed_bytes[0])} to {size(forecast.packed_bytes[1])}",
         f"store: about {size(forecast.disk_needed)} needed, {size(forecast.disk_free)} free",
+        f"scratch: about {size(forecast.scratch_needed)} needed, {size(forecast.scratch_free)} free",
         f"memory: at least {size(forecast.memory_needed)} needed, {size(forecast.memory_free)} free",
         *forecast.notes,
     ]

@@ -10,12 +10,12 @@ O outputs, I inputs, R positions that a linear saw; M samples of labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
 
-from steps.sensitivity.capture import Linears
+from steps.sensitivity.capture import Captured, Linears
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,46 @@ class Curvature:
         return torch.outer(self.G_OO.diagonal(), self.A_II.diagonal())
 
 
-def curvature(captured: Iterable[Linears], path: str, damping: float) -> Curvature | None:
-    """Of the linear at `path` within its block, summed over batches; None when no position reached it (an expert)."""
-    passes = [batch.passes[path] for batch in captured if path in batch.passes]
-    if not sum(len(each.input_RI) for each in passes):
-        return None
-    A_II = torch.stack([each.input_RI.T @ each.input_RI for each in passes]).sum(0)
-    G_OO = torch.stack([torch.einsum("mro,mrp->op", each.gradient_MRO, each.gradient_MRO) for each in passes]).sum(0)
-    if not (bool(A_II.any()) and bool(G_OO.any())):
-        return None
-    return Curvature(_damped(A_II, damping), _damped(G_OO, damping))
+@dataclass(frozen=True)
+class Moments:
+    """Sums of outer products over batches, by path within a block; linears with one input share the `first` one's."""
+
+    input_II: dict[str, torch.Tensor]
+    gradient_OO: dict[str, torch.Tensor]
+    first: dict[str, str]
+
+    def curvature(self, path: str, damping: float) -> Curvature | None:
+        """Of the linear at `path`; None when no position reached it (an expert)."""
+        if path not in self.first:
+            return None
+        A_II, G_OO = self.input_II[self.first[path]], self.gradient_OO[path]
+        if not (bool(A_II.any()) and bool(G_OO.any())):
+            return None
+        return Curvature(_damped(A_II, damping), _damped(G_OO, damping))
+
+
+def moments(captured: Iterable[Captured], wanted: Collection[str]) -> Moments:
+    """Of the wanted linears of a block; a batch is let go before the next one is asked for."""
+    found = Moments({}, {}, {})
+    for batch in captured:
+        if isinstance(batch, Linears):
+            _add(found, batch, wanted)
+    return found
+
+
+def _add(found: Moments, batch: Linears, wanted: Collection[str]) -> None:
+    paths = dict[int, str]()
+    for path, seen in batch.passes.items():
+        if path in wanted and len(seen.input_RI):
+            first = found.first.setdefault(path, paths.setdefault(id(seen.input_RI), path))
+            if first == path:
+                _sum(found.input_II, path, seen.input_RI.T @ seen.input_RI)
+            gradient_RO = seen.gradient_MRO.flatten(0, 1)
+            _sum(found.gradient_OO, path, gradient_RO.T @ gradient_RO)
+
+
+def _sum(sums: dict[str, torch.Tensor], path: str, product: torch.Tensor) -> None:
+    sums[path] = sums[path].add_(product) if path in sums else product
 
 
 def _damped(moment: torch.Tensor, damping: float) -> torch.Tensor:

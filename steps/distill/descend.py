@@ -28,13 +28,21 @@ KEPT_PROMISE = 0.3
 
 
 @dataclass(frozen=True)
-class Descent:
-    """New whole levels, and the quadratic's value before and after; `moved` codes differ from the first ones."""
+class Gain:
+    """The quadratic's value before and after; of so many `codes`, `moved` differ from the first ones."""
 
-    level_OGJ: torch.Tensor
     before: float
     after: float
     moved: int
+    codes: int
+
+
+@dataclass(frozen=True)
+class Descent:
+    """New whole levels, and what they gained."""
+
+    level_OGJ: torch.Tensor
+    gain: Gain
 
 
 @torch.no_grad()
@@ -83,8 +91,8 @@ def _judged(
     D_OI = spacing.weights(level_OGJ).flatten(1) - W_OI
     after = _loss(curve.pull(D_OI), D_OI)
     if after >= before:
-        return Descent(first_OGJ, before, before, 0)
-    return Descent(level_OGJ, before, after, int((level_OGJ != first_OGJ).sum()))
+        return Descent(first_OGJ, Gain(before, before, 0, first_OGJ.numel()))
+    return Descent(level_OGJ, Gain(before, after, int((level_OGJ != first_OGJ).sum()), level_OGJ.numel()))
 
 
 def _best(gain_OI: torch.Tensor, share: float) -> torch.Tensor:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from steps.distill.descend import Descent
+from steps.distill.descend import Descent, Gain
 from steps.step import Env
-
-FACTS = ("before", "after", "moved")
 
 
 def once(env: Env, member: str, make: Callable[[], Descent | None]) -> Descent | None:
@@ -36,14 +35,13 @@ def once(env: Env, member: str, make: Callable[[], Descent | None]) -> Descent |
 
 def _load(path: Path, device: str) -> Descent:
     with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["descent"])
-        return Descent(file.get_tensor("level_OGJ").to(device, torch.float32), *(facts[name] for name in FACTS))
+        gain = Gain(**json.loads(file.metadata()["gain"]))
+        return Descent(file.get_tensor("level_OGJ").to(device, torch.float32), gain)
 
 
 def _save(path: Path, made: Descent) -> None:
     """Whole or not at all. Levels are whole numbers, of 8 bits with zero points at most: int16 holds them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    facts = {name: getattr(made, name) for name in FACTS}
-    save_file({"level_OGJ": made.level_OGJ.to("cpu", torch.int16)}, beside, {"descent": json.dumps(facts)})
+    save_file({"level_OGJ": made.level_OGJ.to("cpu", torch.int16)}, beside, {"gain": json.dumps(asdict(made.gain))})
     beside.replace(path)

@@ -16,8 +16,8 @@ from schemas.calibrate import Reference
 from schemas.distill import Recode
 from steps.calibrate.reference import run as reference
 from steps.distill.build import build_start
-from steps.distill.curvature import curvature
-from steps.distill.descend import Descent, descend
+from steps.distill.curvature import Moments, moments
+from steps.distill.descend import Descent, Gain, descend
 from steps.distill.descents import once
 from steps.distill.matrices.matrix import Start
 from steps.distill.resume import Rows
@@ -27,11 +27,11 @@ from steps.distill.student import selection_of
 from steps.distill.train import judge
 from steps.model.overlay import NORMS, overlay
 from steps.model.positions import predicted_positions, take
+from steps.model.spill import Spill
 from steps.model.stream import Stream
 from steps.model.structure import block_prefix
 from steps.model.whole import OUTSIDE
 from steps.sensitivity.backward import backward
-from steps.sensitivity.capture import Linears
 from steps.step import Env, Output, Value
 from steps.verify.metrics import compare
 
@@ -41,9 +41,9 @@ KEPT_INPUT = "codes stay as the solver chose them: others were no better on the 
 def run(spec: Recode, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
     """`selection`: the same formats, scales and bytes with other codes; meta `recoded` holds facts.
 
-    One backward pass through the original gives all curvatures, one block resident at a time; what enters the blocks is
-    kept for all windows. fp32. A matrix that no position reached keeps its codes, and so do embedding, head and f16.
-    After a kill the pass is made again, and descents that had ended are read.
+    One backward pass through the original gives all curvatures, one block and one batch resident at a time; what waits
+    lies in scratch, and so do the new codes. fp32. A matrix that no position reached keeps its codes, and so do
+    embedding, head and f16. After a kill the pass is made again, and descents that had ended are read.
     """
     model, selection, tokens = inputs["model"], inputs["selection"], inputs["tokens"]
     check_text(tokens)
@@ -51,16 +51,16 @@ def run(spec: Recode, inputs: Mapping[str, Value], env: Env) -> dict[str, Output
     used = windows[: spec.windows]
     stream, wanted = Stream(model, env.device), _members(selection)
     parts = [take(tokens, used[at : at + spec.batch]) for at in range(0, len(used), spec.batch)]
-    found, tensors = dict[str, Descent](), dict[str, torch.Tensor]()
+    found, tensors = dict[str, Gain](), Spill(env.scratch / "recoded")
     for k, block, captured in backward(stream, parts, spec.samples, spec.seed, env):
-        for member, item in wanted.items():
-            if k != OUTSIDE and member.startswith(block_prefix(k)):
-                start = build_start(item, member, env.device, scaled=False)
-                path = member.removeprefix(block_prefix(k))
-                descent = once(env, member, partial(_descent, spec, start, block, path, captured))
-                if descent is not None:
-                    found[member] = descent
-                    tensors |= start.frame.stored(descent.level_OGJ).to_tensors()
+        own = {m.removeprefix(block_prefix(k)): m for m in wanted if k != OUTSIDE and m.startswith(block_prefix(k))}
+        seen = moments(captured, own)
+        for path, member in own.items():
+            start = build_start(wanted[member], member, env.device, scaled=False)
+            descent = once(env, member, partial(_descent, spec, start, block, path, seen))
+            if descent is not None:
+                found[member] = descent.gain
+                tensors.update(start.frame.stored(descent.level_OGJ).to_tensors())
     recoded = Output(selection.meta, selection.tensors, selection_of(selection, tensors), selection.files)
     before, after = (window_rows(model, each, tokens, kept_out, spec, env) for each in (selection, recoded))
     facts, better = judge(before, after, spec.seed, "KL")
@@ -74,9 +74,8 @@ def _members(selection: Value) -> dict[str, Value]:
     return {m: item for unit, item in selection.children.items() if unit != NORMS for m in item.meta["members"]}
 
 
-def _descent(spec: Recode, start: Start, block: nn.Module | None, path: str, captured: list[Any]) -> Descent | None:
-    batches = [each for each in captured if isinstance(each, Linears)]
-    curve = None if start.bounds is None or block is None else curvature(batches, path, spec.damping)
+def _descent(spec: Recode, start: Start, block: nn.Module | None, path: str, seen: Moments) -> Descent | None:
+    curve = None if start.bounds is None or block is None else seen.curvature(path, spec.damping)
     if curve is None or start.bounds is None or block is None:
         return None
     with torch.no_grad():
@@ -104,9 +103,9 @@ def _logits(model: Value, tokens: Value, asked: Reference, env: Env) -> Callable
 
 
 def _facts(
-    spec: Recode, wanted: Mapping[str, Value], found: Mapping[str, Descent], windows: int, better: bool
+    spec: Recode, wanted: Mapping[str, Value], found: Mapping[str, Gain], windows: int, better: bool
 ) -> dict[str, Any]:
-    codes = sum(each.level_OGJ.numel() for each in found.values())
+    codes = sum(each.codes for each in found.values())
     ratios = [each.after / each.before if each.before else 1.0 for each in found.values()]
     notes = [] if better else [KEPT_INPUT]
     if windows < spec.windows:

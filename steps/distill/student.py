@@ -16,6 +16,7 @@ from steps.distill.codes.fixed import FixedCode
 from steps.distill.matrices.matrix import Matrix
 from steps.distill.relative import Relative, relative
 from steps.model.overlay import NORMS
+from steps.model.spill import Part
 from steps.model.structure import IN_BLOCKS, block_prefix
 from steps.step import Output, Value
 
@@ -123,9 +124,9 @@ def selection_of(selection: Value, kept: Mapping[str, torch.Tensor]) -> dict[str
         names = {name for name in item.tensors if name in kept}
         used |= names
         # What else an item holds (losses of its rounding) is no longer true of it.
-        children[unit] = Output(item.meta, {name: kept[name] for name in sorted(names)}) if names else item
+        children[unit] = Output(item.meta, Part(kept, frozenset(names))) if names else item
     old = dict(selection.children[NORMS].tensors) if NORMS in selection.children else {}
-    vectors = {name: tensor for name, tensor in kept.items() if name not in used}
+    vectors = {name: kept[name] for name in kept if name not in used}
     if old | vectors:
         children[NORMS] = Output(tensors=old | vectors)
     return children

@@ -210,9 +210,7 @@ def _ids(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, i
     return dict(_special(ids, names, {**config, **tokenizer["generation_config.json"]}))
 
 
-def _special(
-    ids: Mapping[str, int], names: Mapping[str, Any], config: Mapping[str, Any]
-) -> Iterator[tuple[str, int]]:
+def _special(ids: Mapping[str, int], names: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     for key, role in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
         given = names.get(f"{role}_token")
         name = given["content"] if isinstance(given, Mapping) else given

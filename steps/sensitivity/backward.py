@@ -6,12 +6,14 @@ N windows, S positions, D hidden size, P predicted positions, V vocabulary; M sa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from steps.model.positions import Batch
+from steps.model.spill import Spill, spill
 from steps.model.stream import Stream
 from steps.model.whole import OUTSIDE
 from steps.sensitivity.capture import Captured, capture
@@ -22,42 +24,72 @@ from steps.verify.metrics import chunks
 
 def backward(
     stream: Stream, parts: Sequence[Batch], samples: int, seed: int, env: Env
-) -> Iterator[tuple[int, nn.Module | None, list[Captured]]]:
+) -> Iterator[tuple[int, nn.Module | None, Iterator[Captured]]]:
     """(k, block, captured per batch) from the last block to the first, then (OUTSIDE, None, of embedding and head).
 
-    Forward keeping what enters each block, then backward with recomputation, one block resident; fp32. Labels are drawn
-    on the CPU from a generator of this seed.
+    Forward keeping what enters each block, then backward with recomputation; fp32. Memory holds one block and one
+    batch: the rest lies in scratch, and a batch is captured when it is asked for. Labels are drawn on the CPU from a
+    generator of this seed.
     """
-    entering, final = forward(stream, parts)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [draw_gradient(stream, p, h, samples, generator) for p, h in zip(parts, final, strict=True)]
-    labels, gradient = [label_PM for label_PM, _ in drawn], [gradient_MNSD for _, gradient_MNSD in drawn]
-    for k in reversed(range(stream.blocks)):
-        block = stream.block(k)
-        captured, gradient = capture(stream, block, parts, entering.pop(), gradient)
-        yield k, block, captured
-        env.progress(stream.blocks - k, stream.blocks, "blocks")
-    yield OUTSIDE, None, [_ends(stream, *each) for each in zip(parts, final, labels, gradient, strict=True)]
+    with spill(env.scratch) as held:
+        labels = _start(stream, parts, samples, seed, held)
+        for k in reversed(range(stream.blocks)):
+            block = stream.block(k)
+            batches = _batches(stream, block, parts, held, k)
+            yield k, block, batches
+            deque(batches, maxlen=0)  # whatever nobody asked for leads to the blocks before all the same
+            env.progress(stream.blocks - k, stream.blocks, "blocks")
+        yield OUTSIDE, None, (_ends(stream, part, held, labels[n], n) for n, part in enumerate(parts))
+
+
+def _start(stream: Stream, parts: Sequence[Batch], samples: int, seed: int, held: Spill) -> list[torch.Tensor]:
+    """Labels drawn, label_PM per batch; what enters each block, what leaves the last, and the gradient there go to
+    `held`."""
+    forward(stream, parts, held)
+    generator, labels = torch.Generator().manual_seed(seed), []
+    for n, part in enumerate(parts):
+        final_NSD = held[_entering(stream.blocks, n)].to(stream.device)
+        label_PM, held[_gradient(n)] = draw_gradient(stream, part, final_NSD, samples, generator)
+        labels.append(label_PM)
+    return labels
+
+
+def _entering(k: int, n: int) -> str:
+    """Name of the hidden_NSD of batch n that enters block k, or leaves block k - 1."""
+    return f"hidden {k} {n}"
+
+
+def _gradient(n: int) -> str:
+    """Name of the gradient_MNSD of batch n at the output of the block in turn."""
+    return f"gradient {n}"
+
+
+def _batches(stream: Stream, block: nn.Module, parts: Sequence[Batch], held: Spill, k: int) -> Iterator[Captured]:
+    entering = (held.pop(_entering(k, n)).to(stream.device) for n in range(len(parts)))
+    gradient = (held.pop(_gradient(n)).to(stream.device) for n in range(len(parts)))
+    for n, (captured, before_MNSD) in enumerate(capture(stream, block, parts, entering, gradient)):
+        held[_gradient(n)] = before_MNSD
+        yield captured
 
 
 @torch.no_grad()
-def _ends(
-    stream: Stream, part: Batch, final_NSD: torch.Tensor, label_PM: torch.Tensor, gradient_MNSD: torch.Tensor
-) -> Ends:
+def _ends(stream: Stream, part: Batch, held: Spill, label_PM: torch.Tensor, n: int) -> Ends:
+    final_NSD = held.pop(_entering(stream.blocks, n)).to(stream.device)
+    gradient_MNSD = held.pop(_gradient(n)).to(stream.device)
     gradient_MPD = torch.stack([part.pick(gradient_NSD) for gradient_NSD in gradient_MNSD])
     id_P = part.ids_NS.flatten()[part.rows_P].long().to(stream.device)
     return Ends(stream, id_P, stream.final(part.pick(final_NSD)), label_PM, gradient_MPD)
 
 
 @torch.no_grad()
-def forward(stream: Stream, parts: Sequence[Batch]) -> tuple[list[list[torch.Tensor]], list[torch.Tensor]]:
-    """hidden_NSD entering each block, [block][batch], and leaving the last, [batch]."""
-    hidden, entering = [stream.embed(part.ids_NS) for part in parts], []
+def forward(stream: Stream, parts: Sequence[Batch], held: Spill) -> None:
+    """Put what enters each block, and what leaves the last, into `held`, by `_entering`."""
+    for n, part in enumerate(parts):
+        held[_entering(0, n)] = stream.embed(part.ids_NS)
     for k in range(stream.blocks):
         block = stream.block(k)
-        entering.append(hidden)
-        hidden = [stream.run(block, hidden_NSD) for hidden_NSD in hidden]
-    return entering, hidden
+        for n in range(len(parts)):
+            held[_entering(k + 1, n)] = stream.run(block, held[_entering(k, n)].to(stream.device))
 
 
 def label_gradient(

@@ -6,7 +6,7 @@ samples of labels, C documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -126,15 +126,14 @@ def capture(
     stream: Stream,
     block: nn.Module,
     parts: Sequence[Batch],
-    entering: Sequence[torch.Tensor],
-    gradient: Sequence[torch.Tensor],
-) -> tuple[list[Captured], list[torch.Tensor]]:
-    """Per batch: what the block's linears saw, and the gradient_MNSD at the block's input.
+    entering: Iterable[torch.Tensor],
+    gradient: Iterable[torch.Tensor],
+) -> Iterator[tuple[Captured, torch.Tensor]]:
+    """Batch by batch: what the block's linears saw, and the gradient_MNSD at the block's input.
 
     `gradient` has, per batch, gradient_MNSD at the block's output. The last position of a window predicts nothing and
     nothing follows it, so its gradient is 0 and only predicted positions are kept.
     """
-    captured, before = list[Captured](), list[torch.Tensor]()
     outputs = {path: len(block.get_parameter(f"{path}.weight")) for path in matrices(block)}
     with watched(block) as seen:
         for part, hidden_NSD, toward_MNSD in zip(parts, entering, gradient, strict=True):
@@ -143,11 +142,9 @@ def capture(
             at = [leaf_NSD, *(each.output for each in seen.values())]
             found = [torch.autograd.grad(out_NSD, at, toward_NSD, retain_graph=True) for toward_NSD in toward_MNSD]
             entered_MNSD, *at_outputs = (torch.stack(of_one) for of_one in zip(*found, strict=True))
-            before.append(entered_MNSD)
             passes = _passes(part, seen, at_outputs, leaf_NSD.shape[:2].numel())
-            captured.append(Linears(passes, outputs, len(part.rows_P), len(toward_MNSD)))
             seen.clear()
-    return captured, before
+            yield Linears(passes, outputs, len(part.rows_P), len(toward_MNSD)), entered_MNSD
 
 
 def _passes(part: Batch, seen: Mapping[str, Seen], gradients: Sequence[torch.Tensor], tokens: int) -> dict[str, Pass]:

@@ -32,12 +32,14 @@ from steps.step import Env, Output, Value
 def run(spec: Fisher, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
     """`scores`: for every candidate, 1/2 sum over tokens of (sum over members of g . dW x)^2 per predicted position.
 
-    All candidates of a block are scored while its inputs and gradients are at hand. fp32, sums over positions in fp64.
+    All candidates of a block are scored while its inputs and gradients, of all batches, are at hand. fp32, sums over
+    positions in fp64.
     """
     model, tokens, candidates = inputs["model"], inputs["tokens"], inputs["candidates"]
     stream, positions, parts = Stream(model, env.device), predicted_positions(tokens), list(batches(tokens, spec.batch))
     wanted, scores = by_block(model, candidates), dict[str, Output]()
-    for k, block, captured in backward(stream, parts, spec.samples, spec.seed, env):
+    for k, block, batches_of in backward(stream, parts, spec.samples, spec.seed, env):
+        captured = list(batches_of) if k in wanted else []
         for unit, name in wanted.get(k, []):
             item = candidates.children[name]
             delta = deltas(block, unit, item, model, env.device)

@@ -56,16 +56,18 @@ def damage(unit: Unit, item: Value, square: Squares) -> torch.Tensor:
     return torch.stack(terms_D).sum(0) / 2
 
 
-def mean_squares(captured: Sequence[Captured], wanted: Iterable[str], positions: Positions) -> Squares:
+def mean_squares(captured: Iterable[Captured], wanted: Iterable[str], positions: Positions) -> Squares:
     """Per path, square_DO fp64 on the CPU: mean over a document's predicted positions, and samples, of g_o^2."""
     count_D = torch.bincount(positions.document_P, minlength=positions.documents).double()
-    return {path: _sums(captured, path, positions) / count_D[:, None] for path in wanted}
+    return {path: sum_DO / count_D[:, None] for path, sum_DO in _sums(captured, tuple(wanted), positions).items()}
 
 
-def _sums(captured: Sequence[Captured], path: str, positions: Positions) -> torch.Tensor:
-    found, done = list[torch.Tensor](), 0
+def _sums(captured: Iterable[Captured], wanted: Sequence[str], positions: Positions) -> Squares:
+    found, done = dict[str, torch.Tensor](), 0
     for part in captured:
         document_P = positions.document_P[done : done + part.positions]
-        found.append(part.squares(path, document_P, positions.documents))
+        for path in wanted:
+            square_DO = part.squares(path, document_P, positions.documents)
+            found[path] = found[path] + square_DO if path in found else square_DO
         done += part.positions
-    return torch.stack(found).sum(0)
+    return found

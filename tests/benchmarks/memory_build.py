@@ -1,15 +1,15 @@
 """Peak memory of every step of a whole build, with the process's memory limited to less than the model's size.
 
     python tests/benchmarks/memory_build.py --limit-mib 2048 --folder FOLDER     # 3.3 GB of bf16, takes 12 GB of disk
-    python tests/benchmarks/memory_build.py --hidden 512 --inner 1408 --blocks 64 --limit-mib 200 --load blocks
+    python tests/benchmarks/memory_build.py --hidden 512 --inner 1408 --blocks 64 --limit-mib 250 --load blocks
 
 FOLDER is kept, so that the same command goes on where an interrupted one stopped; without it all is temporary.
 
-A random Llama is written shard by shard, then built by rounding to two formats, scored by fisher, without
-distillation, on few tokens, and verified as `--load` says. The limit is on private writable memory (RLIMIT_DATA: heap
-and anonymous mappings, what a process cannot give back) beyond what torch and transformers take once imported,
-0.4 GiB. Each step's peak resident set is read after resetting the kernel's mark. The last line is what `plan` says
-that the build will take.
+A random Llama is written shard by shard, then built by rounding to two formats, scored by fisher, its codes chosen
+again in `--passes` passes (0: not at all), on few tokens, and verified as `--load` says. The limit is on private
+writable memory (RLIMIT_DATA: heap and anonymous mappings, what a process cannot give back) beyond what torch and
+transformers take once imported, 0.4 GiB. Each step's peak resident set is read after resetting the kernel's mark. The
+last line is what `plan` says that the build will take.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def limit(mib: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hard if mib is None else mib * MIB, hard))
 
 
-def build(folder: Path, limit_mib: int | None, load: str, kept: Sequence[int]) -> tuple[dict[str, float], float]:
+def build(
+    folder: Path, limit_mib: int | None, load: str, kept: Sequence[int], passes: int
+) -> tuple[dict[str, float], float]:
     """Build the model in `folder`; peak resident MiB by node, with `start`, what was resident before; and foretold."""
     import compressed_tensors.compressors  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -108,8 +110,10 @@ def build(folder: Path, limit_mib: int | None, load: str, kept: Sequence[int]) -
     keep = [f"layers.{block}.*" for block in kept]
     text = {name: str(folder / f"{name}.jsonl") for name in ("calibrate", "evaluate")}
     windows = {f"{name}_windows": 4 for name in ("calibrate", "score", "evaluate")}
+    recode = {"method": "recode", "recode": {"passes": passes, "windows": 4}, "held_out": 4}
     opened = open_build(
-        folder, formats=["int4-g128", "int8-g128"], method="rtn", sensitivity="fisher", distill=None, batch=2,
+        folder, formats=["int4-g128", "int8-g128"], method="rtn", sensitivity="fisher", batch=2,
+        distill=recode if passes else None,
         budget={"bits_per_weight": 6.0}, text={**text, **windows, "length": 32}, samples=1, load=load, keep=keep,
     )  # fmt: skip
     runner, written = opened.runner, folder / "peaks.json"
@@ -134,7 +138,7 @@ def build(folder: Path, limit_mib: int | None, load: str, kept: Sequence[int]) -
 
 
 def measure(
-    folder: Path, shape: Shape, limit_mib: int | None, load: str, quantized: int
+    folder: Path, shape: Shape, limit_mib: int | None, load: str, quantized: int, passes: int
 ) -> tuple[float, dict[str, float], float]:
     """MiB of the model, peaks of its build, and what was foretold. To be run in a process of its own."""
     from builds import write_text
@@ -142,10 +146,10 @@ def measure(
     if not (folder / "evaluate.jsonl").exists():
         shutil.rmtree(folder / "model", ignore_errors=True)
         write_shards(folder / "model", shape)
-        write_text(folder / "calibrate.jsonl", 12, 1)
+        write_text(folder / "calibrate.jsonl", 60, 1)
         write_text(folder / "evaluate.jsonl", 8, 2)
     size = sum(shard.stat().st_size for shard in (folder / "model").glob("*.safetensors"))
-    return size / MIB, *build(folder, limit_mib, load, range(quantized, shape.blocks))
+    return size / MIB, *build(folder, limit_mib, load, range(quantized, shape.blocks), passes)
 
 
 def main() -> None:
@@ -155,6 +159,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--limit-mib", type=int)
     parser.add_argument("--quantized", type=int, help="only so many blocks, which saves time (all)")
+    parser.add_argument("--passes", type=int, default=1, help="of choosing codes again (%(default)s)")
     parser.add_argument("--load", choices=("auto", "whole", "blocks"), default="auto", help="how the file is verified")
     parser.add_argument("--folder", type=Path, help="where there is room, and what is there is used again")
     options = parser.parse_args()
@@ -162,7 +167,7 @@ def main() -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         shape = Shape(options.hidden, options.inner, options.blocks)
         quantized = shape.blocks if options.quantized is None else options.quantized
-        size, peaks, foretold = measure(Path(folder), shape, options.limit_mib, options.load, quantized)
+        size, peaks, foretold = measure(Path(folder), shape, options.limit_mib, options.load, quantized, options.passes)
     print(f"model {size:,.0f} MiB, limit {options.limit_mib or 'none'}")
     for node, peak in peaks.items():
         print(f"{node:24} {peak:8,.0f} MiB, {peak - peaks['start']:+8,.0f}")

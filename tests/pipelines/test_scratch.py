@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.scratch import DAY, Tidied, bury, scratch, tidy
+from pipelines.scratch import DAY, Tidied, bury, room, scratch, tidy
+from schemas.errors import InputError
 from store.open import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,14 @@ def test_scratch_is_empty_and_removed_even_after_an_error(tmp_path: Path) -> Non
         (folder / "x").write_text("x")
         raise KeyError
     assert [*(tmp_path / "cache").iterdir()] == []
+
+
+def test_no_room_is_said_with_the_folder_and_other_errors_pass(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no room for a step's scratch") as refused, room(tmp_path):
+        Path("/dev/full").write_bytes(b"x")
+    assert str(tmp_path) in str(refused.value) and "BITSMITH_HOME" in str(refused.value)
+    with pytest.raises(FileNotFoundError), room(tmp_path):
+        (tmp_path / "absent").read_bytes()
 
 
 def test_scratch_of_the_living_stays_and_that_of_the_killed_goes(tmp_path: Path) -> None:

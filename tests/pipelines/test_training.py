@@ -15,6 +15,7 @@ from schemas.calibrate import Tokenize
 from schemas.distill import Distill, Reconstruct
 from steps.calibrate import tokenize
 from steps.distill.memory import block_bytes, training_bytes
+from steps.distill.schedule import held_out_of
 from steps.step import Env
 
 
@@ -62,3 +63,13 @@ def test_bytes_are_those_that_the_step_asks_for(tmp_path: Path) -> None:
     assert isinstance(block, Reconstruct)
     windows = 4 + block.held_out
     assert memory_needed(streamed.runner) == {"refined": block_bytes(block, meta, 0, 2 * 32, windows * 32)}
+
+
+@pytest.mark.parametrize(("asked", "said"), [(5, "by 5 of "), (5000, "; 5000 were asked for: give more text")])
+def test_the_text_of_recoding_is_said_too(asked: int, said: str, tmp_path: Path) -> None:
+    build = open_build(tmp_path, distill={"method": "recode", "recode": {"windows": asked}, "held_out": 4})
+    (note,) = text_notes(build.runner)
+    windows = windows_found(build, tmp_path)
+    kept = held_out_of(windows, 4)
+    assert note.startswith("recoded: chooses codes by ") and said in note
+    assert f"{windows - kept} windows of text beside {kept} held-out ones" in note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from schemas.distill import Recode
 from steps.distill import recode
 from steps.distill.codes.code import Bounds
 from steps.distill.codes.spacing import Spacing, Table
-from steps.distill.curvature import Curvature, curvature
-from steps.distill.descend import Descent, descend
+from steps.distill.curvature import Curvature, moments
+from steps.distill.descend import Descent, Gain, descend
 from steps.model.overlay import overlay
 from steps.sensitivity.capture import Linears, Pass
 from steps.step import Env, Output
@@ -27,7 +28,15 @@ FAMILIES = [("llama", "int3-g32"), ("qwen3", "int3-row-asym"), ("mixtral", "int3
 
 def recoded(selection: Output, model: Output, **settings: Any) -> Output:
     spec = Recode.model_validate({"step": "recode", "windows": 48, "held_out": 16, "batch": 8, **settings})
-    return recode.run(spec, {"model": model, "selection": selection, "tokens": TOKENS}, Env())["selection"]
+    with TemporaryDirectory() as own:
+        inputs = {"model": model, "selection": selection, "tokens": TOKENS}
+        return resident(recode.run(spec, inputs, Env(scratch=Path(own)))["selection"])
+
+
+def resident(selection: Output) -> Output:
+    """With its tensors in memory, as scratch ends with the step."""
+    children = {unit: Output(item.meta, dict(item.tensors)) for unit, item in selection.children.items()}
+    return Output(selection.meta, selection.tensors, children)
 
 
 def factor(size: int, seed: int) -> torch.Tensor:
@@ -62,14 +71,15 @@ def found(W_OI: torch.Tensor, spacing: Spacing, curve: Curvature, passes: int = 
 def test_it_ends_where_no_single_move_helps(seed: int) -> None:
     W_OI, spacing, curve = problem(5, 8, seed)
     start_OGJ, ended = nearest(W_OI, spacing), found(W_OI, spacing, curve)
-    assert ended.before == pytest.approx(loss(start_OGJ, spacing, W_OI, curve), rel=1e-5)
-    assert ended.after == pytest.approx(loss(ended.level_OGJ, spacing, W_OI, curve), rel=1e-5)
-    assert ended.after < 0.9 * ended.before and ended.moved > 0
+    gain = ended.gain
+    assert gain.before == pytest.approx(loss(start_OGJ, spacing, W_OI, curve), rel=1e-5)
+    assert gain.after == pytest.approx(loss(ended.level_OGJ, spacing, W_OI, curve), rel=1e-5)
+    assert gain.after < 0.9 * gain.before and gain.moved > 0
     for place in range(W_OI.numel()):
         for way in (-1, 1):
             other_OGJ = ended.level_OGJ.clone()
             other_OGJ.view(-1)[place] = (other_OGJ.view(-1)[place] + way).clamp(LOW, HIGH)
-            assert loss(other_OGJ, spacing, W_OI, curve) >= ended.after * (1 - 1e-5)
+            assert loss(other_OGJ, spacing, W_OI, curve) >= gain.after * (1 - 1e-5)
 
 
 def test_levels_stay_whole_and_within_their_bounds() -> None:
@@ -82,7 +92,7 @@ def test_levels_stay_whole_and_within_their_bounds() -> None:
 def test_without_coupling_nearest_is_best() -> None:
     W_OI, spacing, _ = problem(6, 12, 3)
     ended = found(W_OI, spacing, Curvature(torch.eye(12), torch.eye(6)))
-    assert ended.moved == 0 and ended.after == ended.before
+    assert ended.gain.moved == 0 and ended.gain.after == ended.gain.before
 
 
 def test_a_table_of_values() -> None:
@@ -91,8 +101,8 @@ def test_a_table_of_values() -> None:
     start_OGJ = spacing.levels(W_OI[:, None]).round().clamp(0, 5)
     bounds = Bounds(torch.tensor(0.0), torch.tensor(5.0))
     ended = descend(start_OGJ, bounds, spacing, W_OI, curve, 500)
-    assert ended.after == pytest.approx(loss(ended.level_OGJ, spacing, W_OI, curve), rel=1e-5)
-    assert ended.after < ended.before
+    assert ended.gain.after == pytest.approx(loss(ended.level_OGJ, spacing, W_OI, curve), rel=1e-5)
+    assert ended.gain.after < ended.gain.before
 
 
 def test_few_moves_pull_as_all_would() -> None:
@@ -107,9 +117,15 @@ def test_few_moves_pull_as_all_would() -> None:
 def test_curvature_is_of_inputs_and_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
     input_RI, gradient_MRO = torch.randn(50, 6, generator=generator), torch.randn(2, 50, 4, generator=generator)
-    half = [Linears({"p": Pass(input_RI[r], gradient_MRO[:, r])}, {"p": 4}, 25, 2) for r in (slice(25), slice(25, 50))]
-    curve = curvature(half, "p", 0.1)
-    assert curve is not None and curvature(half, "q", 0.1) is None
+    half = []
+    for rows in (slice(25), slice(25, 50)):
+        seen = Pass(input_RI[rows], gradient_MRO[:, rows])
+        passes = {"p": seen, "q": Pass(seen.input_RI, 2 * seen.gradient_MRO), "unasked": seen}
+        half.append(Linears(passes, {"p": 4}, 25, 2))
+    found = moments(half, {"p", "q", "unseen"})
+    curve, same = found.curvature("p", 0.1), found.curvature("q", 0.1)
+    assert curve is not None and same is not None and found.curvature("unseen", 0.1) is None
+    assert list(found.input_II) == ["p"] and torch.equal(same.A_II, curve.A_II)
     A_II, G_OO = input_RI.T @ input_RI, sum(g.T @ g for g in gradient_MRO)
     for got, moment in ((curve.A_II, A_II), (curve.G_OO, G_OO)):
         wanted = moment / moment.diagonal().mean() + 0.1 * torch.eye(len(moment))
@@ -149,14 +165,16 @@ def _kl(model: Output, selection: Output) -> float:
 
 def test_what_does_not_help_beyond_doubt_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
     def worse(level_OGJ: torch.Tensor, bounds: Bounds, *rest: Any) -> Descent:
-        return Descent(bounds.clamp(level_OGJ + 1), 1.0, 0.5, level_OGJ.numel())
+        return Descent(bounds.clamp(level_OGJ + 1), Gain(1.0, 0.5, level_OGJ.numel(), level_OGJ.numel()))
 
     monkeypatch.setattr(recode, "descend", worse)
     model = tiny_value()
     selection = selection_of(model, "int3-g32")
     again = recoded(selection, model)
     facts = again.meta["recoded"]
-    assert again.children == selection.children and facts["after"] == facts["before"]
+    assert facts["after"] == facts["before"]
+    for unit, item in selection.children.items():
+        assert all(torch.equal(again.children[unit].tensors[name], tensor) for name, tensor in item.tensors.items())
     assert facts["notes"] == [recode.KEPT_INPUT]
 
 
@@ -179,9 +197,9 @@ def test_a_killed_recoding_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, mo
             raise KeyboardInterrupt
         return descend(*arguments)
 
-    whole = recode.run(spec, inputs, Env())["selection"]
+    whole = recode.run(spec, inputs, Env(scratch=tmp_path / "whole"))["selection"]
     monkeypatch.setattr(recode, "descend", counted)
-    env = Env(resume=tmp_path / "state", note=notes.append)
+    env = Env(resume=tmp_path / "state", scratch=tmp_path / "own", note=notes.append)
     with pytest.raises(KeyboardInterrupt):
         recode.run(spec, inputs, env)
     kept = sorted((tmp_path / "state").iterdir())
