@@ -16,8 +16,6 @@ from pipelines.expand import expand
 from pipelines.recipe_file import load_recipe
 from pipelines.run import Place, Runner
 from pipelines.settings import Settings
-from pipelines.sources import open_source_model
-from schemas.calibrate import ModelSource
 from schemas.recipe import Recipe, ShortRecipe
 from schemas.report import Report
 from store.errors import Unavailable
@@ -37,12 +35,8 @@ class Build:
 def prepare(name: str, assignments: Sequence[tuple[str, Any]], where: Settings, device: str = "auto") -> Build:
     """Read, validate and expand a recipe, open its store; nothing is computed."""
     loaded = load_recipe(name, assignments)
-
-    def model_meta(source: ModelSource) -> Mapping[str, Any]:
-        return open_source_model(source, where.cache).meta
-
     short = loaded if isinstance(loaded, ShortRecipe) else None
-    recipe = expand(short, model_meta) if short is not None else loaded
+    recipe = expand(short) if short is not None else loaded
     assert isinstance(recipe, Recipe)
     store = Store(where.store)
     return Build(recipe, short, Runner(recipe, store, Place(device, where.cache)), where)

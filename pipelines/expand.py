@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.evaluations import evaluation_nodes
@@ -15,20 +13,15 @@ from schemas.calibrate import ModelSource
 from schemas.recipe import Node, Recipe, ShortRecipe
 from schemas.sensitivity import METRICS, PREDICT_KL
 from schemas.units import Ends, Units
-from steps.model.structure import units
 from steps.table import STEPS
 
-PROBE_LIMIT = 100_000_000
-"""Linear weights up to which one forward pass per (unit, format) is cheap enough to be the default metric."""
 
-
-def expand(short: ShortRecipe, open_meta: Callable[[ModelSource], Mapping[str, Any]]) -> Recipe:
-    """The recipe's nodes; `open_meta` reads a model's config and shapes (only for `sensitivity: auto`)."""
+def expand(short: ShortRecipe) -> Recipe:
+    """The recipe's nodes."""
     short = for_target(short)
-    source = ModelSource(step="model", source=short.model.source, revision=short.model.revision)
-    scores = _score_node(short, source, open_meta)
+    scores = _score_node(short)
     nodes = {
-        "model": Node(spec=source),
+        "model": Node(spec=ModelSource(step="model", source=short.model.source, revision=short.model.revision)),
         **_text_nodes(short),
         **_candidate_nodes(short),
         "scores": scores,
@@ -101,17 +94,12 @@ def _units(short: ShortRecipe) -> Units:
     return Units(grouping=short.units, embedding=ends.embedding, head=ends.head, router=short.router, keep=short.keep)
 
 
-def _score_node(short: ShortRecipe, source: ModelSource, open_meta: Callable[[ModelSource], Mapping[str, Any]]) -> Node:
-    metric = short.sensitivity
-    if metric == "auto":
-        meta = open_meta(source)
-        weights = sum(math.prod(shape) for unit in units(meta["config"], meta["shapes"]) for shape in unit.shapes)
-        metric = "kl_probe" if weights <= PROBE_LIMIT else "fisher_rows"
+def _score_node(short: ShortRecipe) -> Node:
     sources = {"model": "model", "candidates": "candidates", "tokens": "scoring", "reference": "scoring_reference"}
-    spec = METRICS[metric]
+    spec = METRICS[short.sensitivity]
     row = next(each for each in STEPS if each.spec is spec)
     batch = {"batch": short.batch} if "batch" in spec.model_fields else {}
-    return _node(metric, {port: sources[port] for port in row.inputs}, **batch)
+    return _node(short.sensitivity, {port: sources[port] for port in row.inputs}, **batch)
 
 
 def _plan_nodes(short: ShortRecipe) -> dict[str, Node]:

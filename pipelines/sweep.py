@@ -15,7 +15,6 @@ from pipelines.expand import expand
 from pipelines.recipe_file import find_recipe, read_yaml
 from pipelines.run import Runner
 from pipelines.settings import Settings
-from pipelines.sources import open_source_model
 from schemas.allocate import Allocate, Random, Uniform
 from schemas.base import Spec
 from schemas.budget import Budget
@@ -150,7 +149,7 @@ def _with_metric(build: Build, metric: MetricName) -> Recipe:
     if metric not in METRICS:
         raise InputError("no such metric", where="--metrics", got=metric, wanted=", ".join(METRICS))
     short = build.short.model_copy(update={"sensitivity": metric})
-    return expand(short, lambda source: open_source_model(source, build.where.cache).meta)
+    return expand(short)
 
 
 def _spec(recipe: Recipe) -> Allocate:

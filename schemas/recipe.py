@@ -181,8 +181,7 @@ class ShortRecipe(Spec):
     method: Method = "gptq"
     rounding: Rounding | None = None
     """Given, it replaces the method's own parts."""
-    sensitivity: Literal["auto"] | MetricName = "auto"
-    """`auto` is kl_probe up to 100 million weights in the linears, fisher_rows beyond."""
+    sensitivity: MetricName = "fisher_rows"
     allocator: Allocator = ILP(kind="ilp")
     rounds: Literal[1, 2] = 1
     """2: score again around the first plan, solve again, keep what measures better on text held out for choosing."""

@@ -151,22 +151,22 @@ SHORT = {
 
 
 def test_what_a_short_recipe_may_say_about_files() -> None:
-    nodes = expand(ShortRecipe.model_validate({**SHORT, "pack": PACK[:2], "target": "vllm"}), lambda _: {}).nodes
+    nodes = expand(ShortRecipe.model_validate({**SHORT, "pack": PACK[:2], "target": "vllm"})).nodes
     assert [f.name for f in nodes["candidates"].spec.formats] == ["int4-g32", "int8-row"]  # type: ignore[union-attr]
     assert nodes["packed"].spec.target == "vllm" and nodes["packed_bitsmith"].spec.target is None  # type: ignore[union-attr]
     assert nodes["packed_bitsmith"].spec.shard_bytes == 40_000 and nodes["plan"].spec.shard_bytes is None  # type: ignore[union-attr]
     assert "plan" in nodes["verdict"].inputs and "plan" not in nodes["verdict_bitsmith"].inputs
     for pack in ("bitsmith", {"format": "bitsmith"}, ["bitsmith"]):
-        found = expand(ShortRecipe.model_validate({**SHORT, "pack": pack}), lambda _: {}).nodes
+        found = expand(ShortRecipe.model_validate({**SHORT, "pack": pack})).nodes
         assert found["plan"].spec.pack == found["packed"].spec.format == "bitsmith"  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="listed twice"):
         ShortRecipe.model_validate({**SHORT, "pack": ["bitsmith", {"format": "bitsmith", "shard_bytes": 5}]})
     with pytest.raises(InputError, match="vllm runs none of the formats"):
-        expand(ShortRecipe.model_validate({**SHORT, "formats": ["int3-g32"], "target": "vllm"}), lambda _: {})
+        expand(ShortRecipe.model_validate({**SHORT, "formats": ["int3-g32"], "target": "vllm"}))
 
 
 def test_pre_flight_says_which_engines_run_what_is_offered() -> None:
-    recipe = expand(ShortRecipe.model_validate({**SHORT, "pack": PACK[:2]}), lambda _: {})
+    recipe = expand(ShortRecipe.model_validate({**SHORT, "pack": PACK[:2]}))
     first, second = engine_notes(recipe, [read_format(name) for name in SHORT["formats"]])  # type: ignore[union-attr]
     assert "packed (compressed-tensors): transformers runs every format on offer; vllm runs 2 of 3 (int2-g32: " in first
     assert "packed_bitsmith (bitsmith): transformers runs every format on offer; vllm runs 0 of 3" in second

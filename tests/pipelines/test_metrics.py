@@ -28,7 +28,7 @@ def test_the_names_are_those_of_the_specs() -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_expands_to_a_graph_that_binds(name: MetricName) -> None:
-    recipe = expand(ShortRecipe.model_validate({**PLAIN, "sensitivity": name}), lambda source: {})
+    recipe = expand(ShortRecipe.model_validate({**PLAIN, "sensitivity": name}))
     assert {b.id for b in bind(recipe)} == set(recipe.nodes)
     assert recipe.nodes["scores"].spec.step == name
     assert ("scoring" in recipe.nodes) == ("tokens" in recipe.nodes["scores"].inputs) == (name not in NO_TEXT)

@@ -11,19 +11,6 @@ from pipelines.recipe_file import SHIPPED, find_recipe, load_recipe, override, p
 from schemas.errors import InputError
 from schemas.recipe import Recipe, ShortRecipe
 
-META = {
-    "config": {"num_hidden_layers": 1, "model_type": "llama"},
-    "shapes": {
-        f"model.layers.0.{m}.weight": (8, 8)
-        for m in (
-            *(f"self_attn.{x}_proj" for x in "qkvo"),
-            "mlp.gate_proj",
-            "mlp.up_proj",
-            "mlp.down_proj",
-        )
-    },
-}
-
 
 def demo() -> ShortRecipe:
     loaded = load_recipe("demo")
@@ -35,12 +22,12 @@ def demo() -> ShortRecipe:
 def test_every_shipped_recipe_parses_and_its_edges_type_check(path: Path) -> None:
     short = load_recipe(str(path))
     assert isinstance(short, ShortRecipe)
-    order = [b.id for b in bind(expand(short, lambda source: META))]
+    order = [b.id for b in bind(expand(short))]
     assert order.index("statistics") < order.index("candidates") < order.index("plan") < order.index("verdict")
 
 
 def test_the_explicit_form_round_trips_through_yaml() -> None:
-    explicit = expand(demo(), lambda source: META)
+    explicit = expand(demo())
     flat = {name: {**node.spec.model_dump(mode="json"), "inputs": node.inputs} for name, node in explicit.nodes.items()}
     text = yaml.safe_dump({"name": explicit.name, "nodes": flat})
     assert parse_recipe(yaml.safe_load(text), "here") == explicit
@@ -110,7 +97,7 @@ def test_unreadable_assignments_are_refused(text: str) -> None:
 
 
 def _explicit(**changes: object) -> Recipe:
-    explicit = expand(demo(), lambda source: META)
+    explicit = expand(demo())
     nodes = {k: v for k, v in explicit.nodes.items()}
     for name, inputs in changes.items():
         nodes[name] = nodes[name].model_copy(update={"inputs": inputs})
@@ -135,7 +122,7 @@ def test_bad_edges_are_refused_by_name(changes: dict[str, dict[str, str]], says:
 
 
 def test_a_circle_is_refused() -> None:
-    explicit = expand(demo(), lambda source: META)
+    explicit = expand(demo())
     allocated = explicit.nodes["allocated"].model_copy(update={"inputs": {"candidates": "candidates", "plan": "plan"}})
     distilled = explicit.nodes["distilled"]
     circle = distilled.model_copy(update={"inputs": {**distilled.inputs, "selection": "distilled"}})

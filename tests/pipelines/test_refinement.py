@@ -109,7 +109,7 @@ def test_every_field_changes_what_training_does(field: str, also: dict[str, Any]
     ],
 )
 def test_codes_are_chosen_again_where_training_starts_from_them(fields: dict[str, Any], nodes: list[str]) -> None:
-    found = expand(recipe(distill=fields), lambda source: {}).nodes
+    found = expand(recipe(distill=fields)).nodes
     assert [name for name in found if name in ("recoded", "refined", "distilled")] == nodes
     assert found["packed"].inputs["selection"] == nodes[-1]
     if "recoded" in nodes:
@@ -118,27 +118,27 @@ def test_codes_are_chosen_again_where_training_starts_from_them(fields: dict[str
 
 
 def test_what_is_said_of_recoding_reaches_it() -> None:
-    found = expand(recipe(distill={"recode": {"passes": 7, "windows": 500}, "held_out": 9}), lambda source: {}).nodes
+    found = expand(recipe(distill={"recode": {"passes": 7, "windows": 500}, "held_out": 9})).nodes
     spec, tokens = found["recoded"].spec, found["training"].spec
     assert isinstance(spec, Recode) and isinstance(tokens, Tokenize)
     assert (spec.passes, spec.windows, spec.damping) == (7, 500, Recode(step="recode").damping)
     assert spec.held_out == found["distilled"].spec.held_out == 9  # type: ignore[union-attr]
     assert tokens.windows == 500 + 9
-    alone = expand(recipe(distill={"method": "recode"}), lambda source: {}).nodes["training"].spec
+    alone = expand(recipe(distill={"method": "recode"})).nodes["training"].spec
     assert isinstance(alone, Tokenize) and alone.windows == spec.model_copy(update={"windows": 96}).windows + 24
 
 
 @pytest.mark.parametrize("fields", [{"tokens": 1000}, {"rates": {"scales": 1e-3}}, {"recode": False}])
 def test_recoding_alone_refuses_what_is_about_training(fields: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="trains nothing"):
-        expand(recipe(distill={"method": "recode", **fields}), lambda source: {})
+        expand(recipe(distill={"method": "recode", **fields}))
 
 
 def test_a_text_of_its_own_is_what_is_trained_on() -> None:
-    nodes = expand(recipe(distill={"text": "mine.jsonl"}), lambda source: {}).nodes
+    nodes = expand(recipe(distill={"text": "mine.jsonl"})).nodes
     assert nodes["training"].inputs["text"] == "training_text" and nodes["training_text"].spec.source == "mine.jsonl"
     assert nodes["distilled"].inputs["tokens"] == "training"
-    assert "training_text" not in expand(recipe(distill={}), lambda source: {}).nodes
+    assert "training_text" not in expand(recipe(distill={})).nodes
 
 
 @pytest.mark.parametrize(("word", "scope"), [("blocks", Blocks(kind="blocks")), ({"kind": "blocks", "width": 3}, None)])
@@ -148,7 +148,7 @@ def test_scope_is_a_word_or_says_how_wide(word: Any, scope: Blocks | None) -> No
 
 def test_the_short_and_the_explicit_form_say_the_same() -> None:
     short = recipe(distill=BASE | WIDE | {"codes": {"kind": "box"}, "optimizer": {"kind": "sign"}})
-    explicit = expand(short, lambda source: {})
+    explicit = expand(short)
     written = {"name": "x", "nodes": {name: _written(node) for name, node in explicit.nodes.items()}}
     assert parse_recipe(written, "here") == explicit
 
@@ -159,7 +159,7 @@ def _written(node: Any) -> dict[str, Any]:
 
 def test_a_streamed_refinement_keeps_every_part_but_objective_and_scope() -> None:
     fields = {"method": "adaquant", "scope": "stream", "optimizer": {"kind": "sign"}, "schedule": {"warmup": 0.3}}
-    spec = expand(recipe(distill=BASE | fields), lambda source: {}).nodes["refined"].spec
+    spec = expand(recipe(distill=BASE | fields)).nodes["refined"].spec
     assert isinstance(spec, Reconstruct)
     whole = spec_of(**fields).model_dump()
     assert spec.model_dump() == {name: whole[name] for name in Reconstruct.model_fields if name != "step"} | {
@@ -179,4 +179,4 @@ def test_a_streamed_refinement_keeps_every_part_but_objective_and_scope() -> Non
 )
 def test_parts_that_do_not_go_together_are_refused(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        expand(recipe(distill=fields), lambda source: {})
+        expand(recipe(distill=fields))
