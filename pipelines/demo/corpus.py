@@ -32,7 +32,8 @@ def split_of(name: str) -> Split:
     raise AssertionError("SPLIT_PERCENT must add up to 100")
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def docstrings(path: Path) -> Iterator[str]:
+    """Those of a file that are longer than a line. Raises what `ast.parse` does."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -41,7 +42,8 @@ def _docstrings(path: Path) -> Iterator[str]:
                 yield text
 
 
-def _raw_documents() -> Iterator[tuple[str, list[str]]]:
+def raw_documents() -> Iterator[tuple[str, list[str]]]:
+    """(name, texts) of every document, with texts that occur twice."""
     from pydoc_data import topics
 
     for topic, text in sorted(topics.topics.items()):
@@ -52,7 +54,7 @@ def _raw_documents() -> Iterator[tuple[str, list[str]]]:
         if "site-packages" in relative or "pydoc_data" in relative:
             continue
         try:
-            texts = list(_docstrings(path))
+            texts = list(docstrings(path))
         except (SyntaxError, UnicodeDecodeError):  # the test suite ships files that are broken on purpose
             continue
         yield f"module/{relative}", texts
@@ -62,7 +64,7 @@ def documents() -> dict[str, str]:
     """Name -> text of every document, each paragraph-sized docstring kept once over the whole corpus."""
     seen: set[str] = set()
     result: dict[str, str] = {}
-    for name, texts in _raw_documents():
+    for name, texts in raw_documents():
         fresh = [t for t in texts if t not in seen]
         seen.update(fresh)
         body = "\n\n".join(dict.fromkeys(fresh))

@@ -5,13 +5,15 @@
 
 prints the folder that `load` reads. Preparing needs all of Bitsmith; reading does not, so that the folder can be taken
 to a machine with a GPU and little else. The demo's recipe is run up to what is wanted; what is there already is kept.
-Training text is the split that the demo model was trained on, unless `--text` names another source.
+Training text is the split that the demo model was trained on, for more than 600,000 tokens with the docstrings of
+installed packages behind it, unless `--text` names another source.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,8 @@ CANDIDATES = {
     "scoring_reference": "scoring_reference.reference",
 }
 """The same for what a plan is made from."""
+SPLIT_TOKENS = 600_000
+"""Of the demo model's training text, held-out windows aside."""
 BETWEEN = "|"
 """Stands between the names of children in the name of a tensor."""
 
@@ -59,7 +63,7 @@ def prepare(
     absent = {name: edge for name, edge in ports.items() if not (folder / f"{name}.json").exists()}
     if absent:
         folder.mkdir(parents=True, exist_ok=True)
-        source = text or str(training_text(keep))
+        source = text or str(training_text(keep, tokens))
         for name, value in _values(keep, formats, bits, method, tokens, source, absent).items():
             write(value, folder / name)
     return folder
@@ -99,16 +103,34 @@ def part(tokens: Value, windows: range) -> Output:
     return Output(tokens.meta, {name: tensor[windows.start : windows.stop] for name, tensor in tokens.tensors.items()})
 
 
-def training_text(folder: Path) -> Path:
-    """The demo model's training documents as JSONL."""
+def training_text(folder: Path, tokens: int = 0) -> Path:
+    """The demo model's training documents as JSONL; for more tokens than those have, installed docstrings as well."""
     from pipelines.demo.corpus import documents, split_of
 
-    path = folder / "train.jsonl"
+    path = folder / ("train.jsonl" if tokens <= SPLIT_TOKENS else "train_and_installed.jsonl")
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        named = [(name, text) for name, text in sorted(documents().items()) if split_of(name) == "train"]
-        path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in named))
+        named = {name: text for name, text in sorted(documents().items()) if split_of(name) == "train"}
+        named |= installed_documents() if tokens > SPLIT_TOKENS else {}
+        path.write_text("".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in named.items()))
     return path
+
+
+def installed_documents() -> dict[str, str]:
+    """All docstrings of every fifth module of the installed packages, but for those that are also CPython's."""
+    from pipelines.demo.corpus import MIN_DOCSTRING_CHARS, docstrings, raw_documents
+
+    seen = {text for _, texts in raw_documents() for text in texts}
+    root, found = Path(sysconfig.get_paths()["purelib"]), dict[str, str]()
+    for path in sorted(root.rglob("*.py"))[::5]:
+        try:
+            fresh = [text for text in docstrings(path) if text not in seen]
+        except (SyntaxError, UnicodeDecodeError, ValueError):
+            continue
+        seen.update(fresh)
+        if len(body := "\n\n".join(dict.fromkeys(fresh))) > MIN_DOCSTRING_CHARS:
+            found[path.relative_to(root).as_posix()] = body
+    return found
 
 
 def _values(
