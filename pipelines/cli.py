@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
+from pipelines.interrupts import end_at_once, heeded
 from schemas.errors import InputError
 from steps.verify.options import LOAD_HELP, LOADINGS, split
 
@@ -148,9 +147,9 @@ def _latency_command(sub: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 (gates failed, damage or a difference found), 2 (bad input) or 130 (interrupted)."""
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _dispatch(parser().parse_args(arguments))
+        with heeded():
+            return _dispatch(parser().parse_args(arguments))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -158,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(error)
     finally:
         if arguments is None:
-            _end_at_once_from_now_on()
+            end_at_once()
 
 
 def _say(error: BaseException) -> int:
@@ -184,16 +183,6 @@ def _interrupted(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _end_at_once_from_now_on() -> None:
-    """All is said and stored; a signal while Python clears up (Prefect sends its last logs) needs no traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _dispatch(options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.code_id import module_digests
 from pipelines.determinism import fix_order_of_sums
 from pipelines.graph import Bound, bind
+from pipelines.interrupts import check
 from pipelines.items import Handle, Item, block_item, independent_items
 from pipelines.scratch import room, scratch
 from pipelines.sources import open_source_model, open_source_text
@@ -203,6 +204,7 @@ class Runner:
 
     def _compute(self, item: Item, progress: Progress, node: str) -> bool:
         """Run an item unless another process has just done so; True when this one did."""
+        check()
         with self.store.leases.turn(item.key, done=lambda: self._traced([item]) or None) as found:
             if found is not None:
                 return False

@@ -38,8 +38,8 @@ def test_a_sweep_is_interrupted_finished_and_found_cached(services: ServiceState
     while not any(b.report["recipe"] == "swept" for b in store.builds.list()) and time.monotonic() < deadline:
         time.sleep(0.5)
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=120)
-    assert first.returncode == 130 and not out.exists()
+    _, told = first.communicate(timeout=120)
+    assert first.returncode == 130 and not out.exists(), told.decode()[-3000:]
     assert any(b.report["recipe"] == "swept" for b in store.builds.list())
 
     done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
