@@ -46,6 +46,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recode alone, 100 passes": {"recode": {"passes": 100}, "train": False},
     "recode alone, 3000 passes": {"recode": {"passes": 3000}, "train": False},
     "recode, then scales and norms": {**AGAIN, "rates": SLOW},
+    "recode, then block by block": {**AGAIN, "scope": BLOCKS, "objective": OUTPUTS},
+    "recode, then block by block, Fisher weights": {
+        **AGAIN,
+        "scope": BLOCKS,
+        "objective": [{"kind": "outputs", "fisher": True}],
+    },
     "latent alone: codes, scales, norms": {},
     "codes alone": {"rates": {"codes": "auto"}},
     "scales and norms alone": {"rates": SLOW},
