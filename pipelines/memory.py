@@ -21,7 +21,7 @@ FP64, FP32, BF16 = 8, 4, 2
 PROCESS = 512 * 2**20
 """Of torch and transformers once imported and of tracking: 403 to 527 MiB were resident."""
 DESCENT = 10
-"""Matrices of a linear's size that `recode` holds while it chooses the linear's codes."""
+"""Matrices of a linear's size that `recode` holds while it chooses the linear's codes, beside the curvature."""
 RESIDENT = frozenset({"kl_probe", "pair_probe", "hutchinson", "distill"})
 """Steps that hold the whole model in fp32, and as much again: gradients, a second model, or cached activations."""
 
@@ -107,7 +107,7 @@ def _passed(
     samples: int,
     moments: bool,
 ) -> int:
-    prefix, numbers, largest = block_prefix(block), 0, 0
+    prefix, numbers, descent = block_prefix(block), 0, 0
     found = mixture(config, block)
     for group in order_groups(config, block):
         sizes = [shapes[f"{prefix}{member}.weight"] for member in group.members]
@@ -117,5 +117,6 @@ def _passed(
             seen = -(-tokens * int(config["num_experts_per_tok"]) // found.experts)
         numbers += sum(rows) * columns + seen * (columns + samples * sum(rows))
         numbers += (columns**2 + sum(each**2 for each in rows)) * moments
-        largest = max(largest, max(rows) * columns)
-    return FP32 * (numbers + DESCENT * largest * moments)
+        # Both factors damped, one of them on its way, and columns of the gradients' for as many moves as rows.
+        descent = max(descent, *(DESCENT * each * columns + 2 * columns**2 + 4 * each**2 for each in rows))
+    return FP32 * (numbers + descent * moments)
