@@ -2,8 +2,9 @@
 
 A sum of floats depends on its order, and a candidate that differs in its last bit is another artifact. So MKL is asked
 for one order in every matrix product (its "strict conditional numerical reproducibility"), Cholesky factors are made of
-fixed panels (steps/ops/cholesky.py), and a candidate's facts are summed exactly (math.fsum). Nothing is done about
-torch's other reductions, GPUs, and processors on which MKL takes other kernels: `bitsmith reproduce` tells.
+fixed panels (steps/ops/cholesky.py), and a candidate's facts are summed exactly (math.fsum); a GPU takes its
+deterministic kernels (steps/device.py). Nothing is done about torch's other reductions, and processors on which MKL
+takes other kernels: `bitsmith reproduce` tells.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from pipelines.sources import open_source_model, open_source_text
 from schemas.calibrate import ModelSource, TextSource
 from schemas.errors import InputError
 from schemas.recipe import Recipe
+from steps.device import device_of
 from steps.step import Env
 from store.artifacts import Artifacts
 from store.errors import Unavailable
@@ -269,19 +270,6 @@ class Runner:
         if step is not None and step.carry is not None:
             for ports in state.outputs.values():
                 self.store.artifacts.discard(ports[step.carry])
-
-
-def device_of(asked: str) -> str:
-    """`auto` is cuda when there is one; asking for a cuda that is not there is an error."""
-    if asked == "cpu":
-        return asked
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if asked == "cuda":
-        raise InputError("no CUDA device", where="--device", got=asked, wanted="cpu or auto", fix="use --device auto")
-    return "cpu"
 
 
 def _source_ports(bound: Bound) -> list[str]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from pipelines.drive import states
 from pipelines.graph import Bound
-from pipelines.run import Runner, device_of
+from pipelines.run import Runner
 from pipelines.scratch import scratch
 from schemas.calibrate import Tokenize
 from schemas.distill import Distill, Recode, Reconstruct, Training
 from schemas.errors import InputError
 from steps.calibrate.encode import open_tokenizer
+from steps.device import device_of
 from steps.distill.memory import available_bytes, block_bytes, check_fits, training_bytes
 from steps.distill.schedule import held_out_of, steps_of
 from steps.model.structure import last_block, max_length

@@ -96,7 +96,7 @@ def measure(cells: list[Cell], pack: PackFormat, dtype: str, options: argparse.N
     """Every cell, one after the other."""
     import torch
 
-    from pipelines.run import device_of
+    from steps.device import device_of
     from steps.pack.sizes import groups
     from steps.verify.run import device_name
     from steps.verify.timing import serving_linear, time_linear

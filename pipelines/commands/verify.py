@@ -14,12 +14,13 @@ from pipelines.commands.run import write_json
 from pipelines.graph import Bound
 from pipelines.origins import Found, open_origins
 from pipelines.recorded import Recorded, lost, reopen
-from pipelines.run import Place, device_of
+from pipelines.run import Place
 from pipelines.settings import Settings, settings
 from pipelines.sources import open_source_model, open_source_text
 from schemas.calibrate import ModelSource, TextSource
 from schemas.errors import InputError
 from schemas.verify import Verify
+from steps.device import device_of
 from steps.step import Env, Value
 from steps.verify.integrity import check_folder
 from steps.verify.options import check_options

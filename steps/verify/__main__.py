@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError
+from steps.device import device_of
 from steps.verify.options import LOAD_HELP, LOADINGS, check_options, split
 from steps.verify.show import lines
 
@@ -66,15 +67,9 @@ def verify(options: argparse.Namespace) -> dict[str, Any]:
         from steps.verify.folder_model import FolderModel
 
         model = None if options.model is None else FolderModel(options.model)
-        device = _device(options.device)
+        device = device_of(options.device)
         found["tasks"] = measure_tasks(options.folder, options.tasks, model, device, options.limit)
     return found
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +78,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     from steps.verify.folder_model import FolderModel, read_text
 
     with tempfile.TemporaryDirectory(prefix="bitsmith-verify-") as scratch:
-        env = Env(device=_device(options.device), scratch=Path(scratch))
+        env = Env(device=device_of(options.device), scratch=Path(scratch))
         model = FolderModel(options.model)
         tokens = tokens_of(model, read_text(options.text, env.scratch), options.length, options.windows, env)
         return measure_folder(options.folder, model, tokens, env, engine=options.engine, load=options.load)
