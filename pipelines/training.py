@@ -47,8 +47,7 @@ def text_notes(runner: Runner) -> Iterator[str]:
     """Per refinement, the text that is there and how often it will be used. InputError where there is next to none."""
     for bound in runner.bound:
         spec = bound.node.spec
-        supply = _supply(runner, bound) if isinstance(spec, Distill | Reconstruct | Recode) else None
-        if supply is None or not isinstance(spec, Distill | Reconstruct | Recode):
+        if not isinstance(spec, Distill | Reconstruct | Recode) or (supply := _supply(runner, bound)) is None:
             continue
         if supply.windows < 2:
             asked = spec.windows if isinstance(spec, Recode) else -(-spec.tokens // supply.length)
