@@ -177,24 +177,32 @@ class Runner:
         for block in range(max(wanted) + 1):
             chain.append(block_item(bound, inputs, block, carry))
             if block in wanted:
-                if not self._traced(chain[-1:]):  # else another process has been here, and is perhaps blocks ahead
-                    self._restore_carry(chain, step.carry)
+                # Traced, another process has been here, and is perhaps blocks ahead.
+                if not self._traced(chain[-1:]) and not self._restore_carry(chain, step.carry):
+                    yield from self._block_items(bound, inputs, [label for label in labels if int(label) >= block])
+                    return
                 yield chain[-1]
                 self._drop_spill(chain, step.carry)
             found = self._traced(chain[-1:])
             digests = found[chain[-1].key] if found else self._run(chain[-1])
             carry = self.store.artifacts.load(digests[step.carry])
 
-    def _restore_carry(self, chain: Sequence[Item], carry: str) -> None:
-        """Run blocks again whose carried output was cleaned away, from the nearest one that is left."""
+    def _restore_carry(self, chain: Sequence[Item], carry: str) -> bool:
+        """Run blocks again whose carried output was cleaned away, from the nearest one that is left.
+
+        False when one comes out otherwise than before, as on another device: its new result is then on record, and the
+        blocks behind it are no longer those of the chain.
+        """
         first = len(chain) - 1
         while carry in chain[first].inputs and self.store.artifacts.missing(
             chain[first].inputs[carry].digest, deep=True
         ):
             first -= 1
         for number in range(first, len(chain) - 1):
-            self._run(chain[number])
+            if self._run(chain[number], anew=True)[carry] != chain[number + 1].inputs[carry].digest:
+                return False
             self._drop_spill(chain[: number + 1], carry)
+        return True
 
     def _drop_spill(self, chain: Sequence[Item], carry: str) -> None:
         """Remove what the block before the last one was handed, so that never more than three blocks' are stored."""
@@ -213,8 +221,12 @@ class Runner:
         return True
 
     def _run(
-        self, item: Item, progress: Callable[[int, int, str], None] = lambda done, total, what: None
+        self,
+        item: Item,
+        progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+        anew: bool = False,
     ) -> dict[str, str]:
+        """The outputs on record from now on; `anew`: this call's, whatever was there."""
         started, notes = time.perf_counter(), list[str]()
         digests = self.call(item, self.store.artifacts, progress, notes.append)
         facts = {
@@ -225,7 +237,7 @@ class Runner:
             **({"notes": notes} if notes else {}),
         }
         # A step that is not deterministic (timings, a GPU) may have other outputs there already: the first count.
-        trace = self.store.traces.put(item.key, item.document, digests, facts)
+        trace = self.store.traces.put(item.key, item.document, digests, facts, anew)
         shutil.rmtree(self.place.cache / RESUME / item.key, ignore_errors=True)
         self.forced.discard(item.key)
         return trace.outputs

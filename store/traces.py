@@ -36,19 +36,25 @@ class Traces:
         self._known: dict[str, Trace] = {}
 
     def put(
-        self, key: str, document: dict[str, Any], outputs: dict[str, str], facts: dict[str, Any] | None = None
+        self,
+        key: str,
+        document: dict[str, Any],
+        outputs: dict[str, str],
+        facts: dict[str, Any] | None = None,
+        anew: bool = False,
     ) -> Trace:
         """Record a result whose outputs are stored; returns the trace that is now in force: go on with its outputs.
 
         If the key already has other outputs (the step is not deterministic), those stay and this result is noted below
-        `conflicts/`; unless they are lost: then the old record goes to quarantine and this one takes its place.
+        `conflicts/`; unless they are lost, or `anew`: then the old record goes to quarantine and this one takes its
+        place.
         """
         trace = _checked(Trace(key, document, outputs, facts or {}))
         path, data = self.path(key), records.encode(_record(trace))
         if self.folder.place(self.folder.stage(data), path, late=True):
             return trace
         old = self.get(key)
-        if old and (old.outputs == outputs or self._whole(old.outputs)):
+        if old and (old.outputs == outputs or (not anew and self._whole(old.outputs))):
             if old.outputs != outputs:
                 self.folder.replace(f"conflicts/{key}.{time.time_ns()}", data)
             return old

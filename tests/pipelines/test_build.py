@@ -22,6 +22,8 @@ from pipelines.items import independent_items
 from pipelines.run import RESUME, Runner
 from schemas.errors import InputError
 from schemas.recipe import Recipe
+from steps.calibrate import statistics
+from steps.step import Output
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,32 @@ def test_scratch_between_blocks_is_cleaned_and_made_again_when_needed(copy: Path
     assert any(build.runner.store.artifacts.missing(d) for d in carried)
     change_weight(copy / "model", "model.layers.1.self_attn.q_proj.weight")
     assert computed(run_build(open_build(copy)))["statistics"] == 1
+
+
+@pytest.mark.parametrize("changed", [1, 3])
+def test_a_block_that_comes_out_otherwise_when_made_again_is_what_counts_from_then_on(
+    changed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another device: what was cleaned away cannot be made again as it was, and the build ends all the same."""
+    shutil.rmtree(write_recipe(tmp_path).parent / "model")
+    write_model(tmp_path / "model", tiny_value(tied=True, dtype=torch.bfloat16, **CONFIG | {"num_hidden_layers": 4}))
+    small: dict[str, Any] = {"formats": ["int4-g64"], "distill": None, "sensitivity": "fisher", "method": "rtn"}
+    small["budget"] = {"bits_per_weight": 8.0}
+    run_build(open_build(tmp_path, **small))
+    real, calls = statistics.run, list[int]()
+
+    def otherwise(*given: Any) -> dict[str, Output]:
+        found = real(*given)
+        calls.append(1)
+        moved = {name: tensor + 1e-6 * len(calls) for name, tensor in found["hidden"].tensors.items()}
+        return {**found, "hidden": Output(found["hidden"].meta, moved)}
+
+    monkeypatch.setattr(statistics, "run", otherwise)
+    change_weight(tmp_path / "model", f"model.layers.{changed}.self_attn.q_proj.weight")
+    assert computed(run_build(open_build(tmp_path, **small)))["statistics"]
+    assert len(calls) == 4  # the first block was made again and is another, so the three behind it are, too
+    monkeypatch.setattr(statistics, "run", real)
+    assert computed(run_build(open_build(tmp_path, **small))) == {}
 
 
 def test_activations_between_blocks_are_bounded_and_leave_nothing(tmp_path: Path) -> None:
