@@ -15,11 +15,12 @@ from pipelines.run import Runner
 from pipelines.trained import distilled_of, recoded_of
 from schemas.allocate import Additivity
 from schemas.artifact import Digest
-from schemas.base import Spec, canonical_json, digest_of
+from schemas.base import Spec, digest_of
 from schemas.calibrate import ModelSource
+from schemas.distill import Distill, Join, Recode
 from schemas.errors import InputError
 from schemas.recipe import Recipe
-from schemas.report import Fit, NodeRow, Report
+from schemas.report import Fit, Report
 from schemas.verify import Verify
 
 REPORTED_LIBRARIES = (
@@ -143,10 +144,17 @@ def _notes(runner: Runner, built: Built) -> tuple[str, ...]:
             continue
         for digest in built.outputs[bound.id].values():
             meta = runner.store.artifacts.load(digest).meta
-            for told in (meta, meta.get("certificate", {}), meta.get("recoded", {}), meta.get("distilled", {})):
+            for told in (meta, meta.get("certificate", {}), *(meta.get(name, {}) for name in _own(bound.node.spec))):
                 notes += [f"{bound.id}: {n}" for n in told.get("notes", ())]
         notes += [f"{bound.id}: {n}" for n in _said_while_it_ran(runner, built, bound)]
     return tuple(dict.fromkeys(notes))
+
+
+def _own(spec: Spec) -> tuple[str, ...]:
+    """Facts that a refinement adds to a selection; those of the refinements before it travel on in what it gives."""
+    if isinstance(spec, Recode):
+        return ("recoded",)
+    return ("distilled",) if isinstance(spec, Distill | Join) else ()
 
 
 def _said_while_it_ran(runner: Runner, built: Built, bound: Bound) -> list[str]:
@@ -156,13 +164,3 @@ def _said_while_it_ran(runner: Runner, built: Built, bound: Bound) -> list[str]:
     keys = [item.key for item in runner.state(bound, built.outputs).items]
     traces = runner.store.traces.get_many(keys)
     return [note for key in keys if key in traces for note in traces[key].facts.get("notes", ())]
-
-
-def recipe_text(spec: Spec) -> str:
-    """A recipe as canonical JSON (which is YAML)."""
-    return canonical_json(spec.model_dump(mode="json"))
-
-
-def total_units(rows: tuple[NodeRow, ...]) -> tuple[int, int]:
-    """(computed, cached) items of a build."""
-    return sum(r.units_computed for r in rows), sum(r.units_cached for r in rows)

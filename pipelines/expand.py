@@ -10,6 +10,7 @@ from pipelines.packings import for_target, packing_nodes, priced
 from pipelines.refinement import refinement, training_text
 from pipelines.rounds import choosing_text, second_round
 from schemas.calibrate import ModelSource
+from schemas.quantize import Rounding
 from schemas.recipe import Node, Recipe, ShortRecipe
 from schemas.sensitivity import METRICS, PREDICT_KL
 from schemas.units import Ends, Units
@@ -67,8 +68,13 @@ def _text_nodes(short: ShortRecipe) -> dict[str, Node]:
     return nodes | training_text(short, tokens)
 
 
+def _rounding(short: ShortRecipe) -> Rounding:
+    """The method's, with the parts that the recipe names in place of its own."""
+    method, asked = rounding_of(short.method), short.rounding
+    return method if asked is None else method.model_copy(update={n: getattr(asked, n) for n in asked.model_fields_set})
+
+
 def _candidate_nodes(short: ShortRecipe) -> dict[str, Node]:
-    rounding = short.rounding or rounding_of(short.method)
     return {
         "statistics": _node(
             "calibrate", {"model": "model", "tokens": "calibration"}, batch=short.batch, ends=_ends(short)
@@ -77,7 +83,7 @@ def _candidate_nodes(short: ShortRecipe) -> dict[str, Node]:
             "quantize",
             {"model": "model", "statistics": "statistics"},
             formats=short.formats,
-            rounding=rounding,
+            rounding=_rounding(short),
             units=_units(short),
         ),
         "scoring_reference": _node("reference", {"model": "model", "tokens": "scoring"}, batch=short.batch),

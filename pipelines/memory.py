@@ -9,7 +9,7 @@ from typing import Any
 from schemas.calibrate import Tokenize
 from schemas.distill import Recode
 from schemas.mixture import mixture
-from schemas.recipe import Recipe
+from schemas.recipe import Node, Recipe
 from schemas.sensitivity import Fisher, FisherRows
 from schemas.structure import EMBEDDING
 from schemas.verify import Generate, Measure, Verify
@@ -22,8 +22,10 @@ PROCESS = 512 * 2**20
 """Of torch and transformers once imported and of tracking: 403 to 527 MiB were resident."""
 DESCENT = 10
 """Matrices of a linear's size that `recode` holds while it chooses the linear's codes, beside the curvature."""
-RESIDENT = frozenset({"kl_probe", "pair_probe", "hutchinson", "distill"})
-"""Steps that hold the whole model in fp32, and as much again: gradients, a second model, or cached activations."""
+RESIDENT = frozenset({"kl_probe", "pair_probe", "rescore", "hutchinson", "distill"})
+"""Steps that hold the whole model in fp32, and as much again: gradients, or a second model."""
+PROBES = frozenset({"kl_probe", "pair_probe", "rescore"})
+"""Those of them that keep, of their whole text, what enters every block and its second half."""
 
 
 def memory(recipe: Recipe, offered: Sequence[Offer], meta: Mapping[str, Any]) -> int:
@@ -35,7 +37,7 @@ def memory(recipe: Recipe, offered: Sequence[Offer], meta: Mapping[str, Any]) ->
     blocks = [_block(config, shapes, k) for k in range(last_block(config) + 1)]
     quantizing = max(4 * FP32 * sum(rows * columns for rows, columns in offer.unit.shapes) for offer in offered)
     heads = 2 * FP32 * prod(shapes[EMBEDDING])  # the original's and the changed one's, to compare logits
-    resident: int = max([*_resident(recipe, shapes), *_backward(recipe, config, shapes)], default=0)
+    resident: int = max([*_resident(recipe, config, shapes), *_backward(recipe, config, shapes)], default=0)
     most: int = max(*blocks, quantizing, heads, resident)
     return PROCESS + _hidden(recipe, config) + most
 
@@ -56,12 +58,13 @@ def _hidden(recipe: Recipe, config: Mapping[str, Any]) -> int:
     return 2 * FP32 * tokens * int(config["hidden_size"])
 
 
-def _resident(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> Iterator[int]:
+def _resident(recipe: Recipe, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Iterator[int]:
     """Bytes of each step that holds the whole model; a packed one in its own dtype, then widened to fp32."""
     everything = whole_bytes(shapes)
     for node in recipe.nodes.values():
         if node.spec.step in RESIDENT:
-            yield 2 * everything
+            kept = 2 * (last_block(config) + 1) if node.spec.step in PROBES else 0
+            yield 2 * everything + kept * FP32 * prod(_text(recipe, node, config)) * int(config["hidden_size"])
         elif isinstance(node.spec, Verify | Measure | Generate) and asked(node.spec, shapes) == "whole":
             yield everything + everything * BF16 // FP32
 
@@ -93,10 +96,16 @@ def _passes(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[tuple[Fisher 
     """Every backward pass with its windows and their length."""
     for node in recipe.nodes.values():
         if isinstance(node.spec, Fisher | FisherRows | Recode):
-            text = recipe.nodes[node.inputs["tokens"].partition(".")[0]].spec
-            length = min(text.length, max_length(config)) if isinstance(text, Tokenize) else max_length(config)
-            there = text.windows if isinstance(text, Tokenize) else 0
+            there, length = _text(recipe, node, config)
             yield node.spec, node.spec.windows if isinstance(node.spec, Recode) else there, length
+
+
+def _text(recipe: Recipe, node: Node, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Windows that a node reads, and their length; of tokens from elsewhere 0 windows are known."""
+    text = recipe.nodes[node.inputs["tokens"].partition(".")[0]].spec
+    if not isinstance(text, Tokenize):
+        return 0, max_length(config)
+    return text.windows, min(text.length, max_length(config))
 
 
 def _passed(

@@ -30,8 +30,8 @@ from store.errors import Unavailable
 from store.open import Store
 
 Progress = Callable[[str, int, int], None]
-MEMO: dict[Any, Any] = {}
-"""Process-wide memory of steps (see Env.remember)."""
+MEMO: dict[str, dict[Any, Any]] = {}
+"""What the step that runs remembers in this process (see Env.remember), by its module."""
 RESUME = "resume"
 """Folder, beside other local caches, of what killed steps left to go on from; by item key."""
 
@@ -252,7 +252,7 @@ class Runner:
         """Run an item's step and save what it returns, whether or not that is known; records nothing."""
         with scratch(self.place.cache) as own:
             resume = self.place.cache / RESUME / item.key
-            env = Env(device_of(self.place.device), own, progress, MEMO, note, resume)
+            env = Env(device_of(self.place.device), own, progress, _memo(item.step.module), note, resume)
             with room(self.place.cache):
                 returned = importlib.import_module(item.step.module).run(item.spec, item.values(), env)
             return {port: artifacts.save_value(out, scratch=own) for port, out in returned.items()}
@@ -282,6 +282,13 @@ class Runner:
         if step is not None and step.carry is not None:
             for ports in state.outputs.values():
                 self.store.artifacts.discard(ports[step.carry])
+
+
+def _memo(module: str) -> dict[Any, Any]:
+    """Of one step; what others left, whole models among it, is let go, as nobody counts it."""
+    for other in MEMO.keys() - {module}:
+        del MEMO[other]
+    return MEMO.setdefault(module, {})
 
 
 def _source_ports(bound: Bound) -> list[str]:

@@ -84,11 +84,13 @@ def memory_needed(runner: Runner) -> dict[str, int]:
         tokens = runner.by_id[bound.inputs["tokens"][0]].node.spec
         if isinstance(tokens, Tokenize):
             length = min(tokens.length, max_length(meta["config"]))
-            found[bound.id] = _bytes(spec, meta, spec.batch * length, tokens.windows * length)
+            waiting = tokens.windows if _device(runner.place.device) == "cpu" else 0
+            found[bound.id] = _bytes(spec, meta, spec.batch * length, waiting * length)
     return found
 
 
 def _bytes(spec: Training, meta: Mapping[str, Any], tokens: int, all_tokens: int) -> int:
+    """`all_tokens` wait outside a GPU."""
     if isinstance(spec, Distill):
         return training_bytes(spec, meta, tokens)
     return max(block_bytes(spec, meta, k, tokens, all_tokens) for k in range(last_block(meta["config"]) + 1))

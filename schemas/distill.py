@@ -24,8 +24,8 @@ class StraightThrough(Spec):
 class Box(Spec):
     """Each level between the weight's two neighbours on the grid, x in [0, 1]; see DiscQuant.
 
-    The gradient is (1 - 2y) + clamp(`strength` * gradient of the loss / mean squared rounding error, +-`clamp`), where
-    y is the weight's own place between its neighbours; after every update x is projected onto [0, 1].
+    The gradient is (1 - 2y) + clamp(`strength` * gradient of the loss / (12 times the mean squared rounding error),
+    +-`clamp`), where y is the weight's own place between its neighbours; after every update x is projected onto [0, 1].
     """
 
     kind: Literal["box"]

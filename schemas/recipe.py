@@ -180,7 +180,7 @@ class ShortRecipe(Spec):
     formats: tuple[FormatField, ...] = Field(min_length=1)
     method: Method = "gptq"
     rounding: Rounding | None = None
-    """Given, it replaces the method's own parts."""
+    """Parts in place of the method's own; what is not said stays as the method has it."""
     sensitivity: MetricName = "fisher_rows"
     allocator: Allocator = ILP(kind="ilp")
     rounds: Literal[1, 2] = 1

@@ -24,6 +24,7 @@ def device_of(asked: str) -> str:
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES)
         torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in fp32
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no step reads it
         return "cuda"
     if asked == "cuda":

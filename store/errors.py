@@ -35,17 +35,6 @@ class Corrupt(Unavailable):
         return f"object {self.digest} in {self.where} does not have the content of its name; moved to quarantine/"
 
 
-class Conflict(Exception):
-    """A key already has other outputs: the step is not deterministic, or its key lacks something."""
-
-    def __init__(self, key: str, old: dict[str, str], new: dict[str, str]) -> None:
-        self.key, self.old, self.new = key, old, new
-        super().__init__(key, old, new)
-
-    def __str__(self) -> str:
-        return f"trace {self.key} already has outputs {self.old}; refused to replace them with {self.new}"
-
-
 def refusal(error: OSError, where: str) -> InputError | None:
     """The message for an error that only a user can mend; None for any other error."""
     code = error.errno

@@ -29,11 +29,14 @@ from steps.step import Value
 
 Arithmetic = Callable[[], AbstractContextManager[Any]]
 """Makes what a forward pass runs within."""
+BF16_CAPABILITY = (8, 0)
 
 
 def is_bf16(precision: Precision, device: str) -> bool:
-    """Whether the blocks compute in bf16."""
-    return precision == "bf16" or (precision == "auto" and torch.device(device).type == "cuda")
+    """Whether the blocks compute in bf16; older GPUs than `BF16_CAPABILITY` only pretend to."""
+    if precision == "auto" and torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+    return precision == "bf16"
 
 
 def build_arithmetic(precision: Precision, device: str) -> Arithmetic:

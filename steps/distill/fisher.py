@@ -12,7 +12,7 @@ from torch import nn
 
 from steps.model.positions import Batch
 from steps.model.stream import Stream
-from steps.sensitivity.backward import label_gradient
+from steps.sensitivity.backward import generator_of, label_gradient
 
 
 def output_fisher(stream: Stream, blocks: Sequence[nn.Module], parts: Sequence[Batch], seed: int) -> list[torch.Tensor]:
@@ -22,7 +22,7 @@ def output_fisher(stream: Stream, blocks: Sequence[nn.Module], parts: Sequence[B
     Source: BRECQ (Li et al. 2021, arXiv:2102.05426, section 3.3). Differs from the paper: one weight per dimension, not
     one per position and dimension, and labels drawn from the model instead of the data's.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(stream.device, seed)
     sum_KD = torch.zeros(len(blocks), stream.config.hidden_size, device=stream.device)
     for part in parts:
         entering = [stream.embed(part.ids_NS)]

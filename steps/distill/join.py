@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from schemas.distill import Join
-from steps.distill.run import summary, told
+from steps.distill.run import notes_of, summary, told
 from steps.model.overlay import NORMS
 from steps.step import Env, Output, Value
 
@@ -30,7 +30,7 @@ def run(spec: Join, inputs: Mapping[str, Value], env: Env) -> dict[str, Output]:
     if norms:
         children[NORMS] = Output(tensors=norms)
     means = {key: sum(each[key] for each in found) / len(found) for key in ("before", "after")}
-    notes = list(dict.fromkeys(note for each in found for note in each["notes"]))
+    notes = notes_of(found)
     facts = {"measure": found[0]["measure"], **means, **summary(found), "blocks": found, "notes": notes}
     facts = told(selection, facts)
     return {"selection": Output({**selection.meta, "distilled": facts}, selection.tensors, children, selection.files)}

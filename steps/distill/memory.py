@@ -13,6 +13,8 @@ from schemas.mixture import mixture
 from steps.model.structure import block_prefix
 
 FP32, INT16 = 4, 2
+LOGITS = 7
+"""Rows of logits per position at the peak of the loss: both models', log-probabilities and gradients; counted."""
 
 
 def training_bytes(spec: Training, meta: Mapping[str, Any], tokens: int) -> int:
@@ -20,18 +22,21 @@ def training_bytes(spec: Training, meta: Mapping[str, Any], tokens: int) -> int:
 
     The original's weights in fp32; of every linear the codes twice (as given, as trained) in int16, dequantized weights
     with their gradients in fp32 and, when codes are trained, the variable with its gradient and Adam's two moments; and
-    per token the activations a backward pass keeps: see `_activations`, and 4 rows of logits.
+    per token the activations a backward pass keeps: see `_activations`, and 7 rows of logits.
     """
     config, shapes = meta["config"], meta["shapes"]
     weights = sum(_numel(shape) for shape in shapes.values())
     linears = sum(_numel(s) for name, s in shapes.items() if name.startswith("model.layers.") and len(s) > 1)
     blocks = sum(_activations(config, block) for block in range(int(config["num_hidden_layers"])))
-    per_token = blocks + 4 * int(config["vocab_size"])
+    per_token = blocks + LOGITS * int(config["vocab_size"])
     return FP32 * weights + linears * per_weight(spec) + FP32 * tokens * per_token
 
 
 def block_bytes(spec: Training, meta: Mapping[str, Any], block: int, tokens: int, all_tokens: int) -> int:
-    """The same for one block on batches of `tokens` tokens, and its inputs and targets for all tokens in fp32."""
+    """The same for one block on batches of `tokens` tokens, and its inputs and targets for `all_tokens` in fp32.
+
+    These wait outside a GPU: there 0 of them count.
+    """
     config, prefix = meta["config"], block_prefix(block)
     linears = sum(_numel(s) for name, s in meta["shapes"].items() if name.startswith(prefix) and len(s) > 1)
     hidden = int(config["hidden_size"])
@@ -62,6 +67,7 @@ def available_bytes(device: str) -> int | None:
     if device.startswith("cuda"):
         import torch
 
+        torch.cuda.empty_cache()  # what torch keeps of earlier steps for itself is free for the next
         return torch.cuda.mem_get_info(torch.device(device))[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -32,7 +32,8 @@ def run(spec: Reconstruct, inputs: Mapping[str, Value], env: Env) -> dict[str, O
     check_text(tokens)
     block, length = int(model.meta["block"]), tokens.tensors["ids_NS"].shape[1]
     selection = _own(model, inputs["selection"])
-    needed = block_bytes(spec, model.meta, block, spec.batch * length, tokens.tensors["ids_NS"].numel())
+    all_tokens = 0 if env.device.startswith("cuda") else tokens.tensors["ids_NS"].numel()
+    needed = block_bytes(spec, model.meta, block, spec.batch * length, all_tokens)
     check_fits(needed, available_bytes(env.device), f"block {block}")
     stream, quantized = Stream(model, env.device), Stream(overlay(model, selection), env.device)
     entering_NSD, original_NSD = _entering(stream, quantized, inputs)

@@ -51,13 +51,14 @@ def run(spec: Distill, inputs: Mapping[str, Value], env: Env) -> dict[str, Outpu
     """`selection`: the same formats and bytes, with codes, scales, norms and biases as trained.
 
     Everything trained is rounded to what will be stored in every forward pass or, for soft codes, in every check, so
-    what the held-out windows judge is what will be packed. fp32; held-out sums in fp64.
+    what the held-out windows judge is what will be packed. Blocks as `precision` says, all else fp32; sums of
+    checks in fp64.
     """
     model, selection, tokens = inputs["model"], inputs["selection"], inputs["tokens"]
     check_text(tokens)
     _check_memory(spec, model, tokens, env)
-    original = Stream(model, env.device)
-    pair = Pair(original, Stream(overlay(model, selection), env.device), all_blocks(original))
+    original = Stream(model, env.device).hold_table()
+    pair = Pair(original, Stream(overlay(model, selection), env.device).hold_table(), all_blocks(original))
     kept = split(len(tokens.tensors["lengths_N"]), spec.held_out, spec.seed)
     setting = Setting(spec, model, tokens, pair, *kept, tokens.tensors["ids_NS"].shape[1], env)
     outcome = _whole(setting, selection) if isinstance(spec.scope, Whole) else _blocks(setting, spec.scope, selection)
@@ -90,7 +91,7 @@ def _blocks(setting: Setting, scope: Blocks, selection: Value) -> Outcome:
     """Train each window of blocks in turn; judge the whole by forward KL, as for the whole model."""
     pair, env = setting.pair, setting.env
     ids_NS, fisher = setting.tokens.tensors["ids_NS"], _fisher(setting)
-    entering_NSD, original_NSD = pair.quantized.embed(ids_NS), pair.original.embed(ids_NS)
+    entering_NSD, original_NSD = pair.quantized.embed(ids_NS).cpu(), pair.original.embed(ids_NS).cpu()
     now, kept, found = selection, dict[str, torch.Tensor](), list[dict[str, Any]]()
     for first in range(0, len(pair.blocks), scope.stride):
         window = range(first, min(first + scope.width, len(pair.blocks)))
@@ -151,11 +152,17 @@ def _judged(
     before, after = (student(None, setting.model, s, every, True, setting.env.device) for s in (selection, now))
     task = WholeTask((), setting.pair, before, before, setting.tokens, setting.kept_out)
     facts, better = judge(task.measure(before), task.measure(after), setting.spec.seed, task.measured)
-    notes = list(dict.fromkeys(note for window in found for note in window["notes"] if window["step_kept"]))
-    if not better:
+    notes = notes_of(found)
+    if not better and KEPT_INPUT not in notes:
         notes.append(KEPT_INPUT)
     facts |= {**summary(found), "blocks": found, "notes": notes}
     return Outcome(kept, facts) if better else Outcome({}, {**facts, "step_kept": 0})
+
+
+def notes_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What blocks' trainings have to say, once; that the input stayed only if it did everywhere."""
+    notes = list(dict.fromkeys(note for each in found for note in each["notes"] if note != KEPT_INPUT))
+    return notes if any(each["step_kept"] for each in found) else [*notes, KEPT_INPUT]
 
 
 def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ N windows, S positions, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -48,10 +48,19 @@ class Stream:
         self.tied = bool(self.config.tie_word_embeddings)
         # Made on the CPU, not with the skeleton: its frequencies are buffers that no checkpoint stores.
         self._rotary = type(self._skeleton.model.rotary_emb)(self.config).to(self.device)
+        self._held_VD: torch.Tensor | None = None
+
+    def hold_table(self) -> Self:
+        """Keep the embedding as it is stored: else every `embed` reads it from the store, and checks all of it."""
+        self._held_VD = self._stored_table()
+        return self
+
+    def _stored_table(self) -> torch.Tensor:
+        return self._shaped(EMBEDDING, tuple(self._skeleton.model.embed_tokens.weight.shape))
 
     def embed(self, ids_NS: torch.Tensor) -> torch.Tensor:
-        """hidden_NSD fp32. The table is looked up where it lies and not kept; InputError for an id outside it."""
-        table_VD = self._shaped(EMBEDDING, tuple(self._skeleton.model.embed_tokens.weight.shape))
+        """hidden_NSD fp32, by the table that is held or where it lies; InputError for an id outside it."""
+        table_VD = self._stored_table() if self._held_VD is None else self._held_VD
         ids_T = ids_NS.reshape(-1).long().cpu()
         if ids_T.numel() and not 0 <= int(ids_T.min()) <= int(ids_T.max()) < len(table_VD):
             got = f"ids from {int(ids_T.min())} to {int(ids_T.max())}"

@@ -28,8 +28,8 @@ def backward(
     """(k, block, captured per batch) from the last block to the first, then (OUTSIDE, None, of embedding and head).
 
     Forward keeping what enters each block, then backward with recomputation; fp32. Memory holds one block and one
-    batch: the rest lies in scratch, and a batch is captured when it is asked for. Labels are drawn on the CPU from a
-    generator of this seed.
+    batch: the rest lies in scratch, and a batch is captured when it is asked for. Labels are drawn from a generator of
+    this seed (`generator_of`).
     """
     with spill(env.scratch) as held:
         labels = _start(stream, parts, samples, seed, held)
@@ -46,7 +46,7 @@ def _start(stream: Stream, parts: Sequence[Batch], samples: int, seed: int, held
     """Labels drawn, label_PM per batch; what enters each block, what leaves the last, and the gradient there go to
     `held`."""
     forward(stream, parts, held)
-    generator, labels = torch.Generator().manual_seed(seed), []
+    generator, labels = generator_of(stream.device, seed), []
     for n, part in enumerate(parts):
         final_NSD = held[_entering(stream.blocks, n)].to(stream.device)
         label_PM, held[_gradient(n)] = draw_gradient(stream, part, final_NSD, samples, generator)
@@ -123,6 +123,18 @@ def draw_gradient(
     return torch.cat(labels), gradient_MND.view(samples, *hidden_NSD.shape)
 
 
+def generator_of(device: torch.device, seed: int) -> torch.Generator:
+    """The CPU's, or a GPU's own: drawing from a large vocabulary on the CPU takes longer there than the whole pass."""
+    return torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(seed)
+
+
 def draw_labels(p_PV: torch.Tensor, samples: int, generator: torch.Generator) -> torch.Tensor:
-    """label_PM int64, drawn on the CPU from the model's predictions."""
-    return torch.multinomial(p_PV.cpu(), samples, replacement=True, generator=generator).to(p_PV.device)
+    """label_PM int64, drawn from the model's predictions where the generator lies.
+
+    On a GPU one at a time: several at once would add up probabilities there, which has no deterministic kernel.
+    """
+    here_PV, at_once = p_PV.to(generator.device), 1 if generator.device.type == "cuda" else samples
+    drawn = [
+        torch.multinomial(here_PV, at_once, replacement=True, generator=generator) for _ in range(samples // at_once)
+    ]
+    return torch.cat(drawn, dim=1).to(p_PV.device)

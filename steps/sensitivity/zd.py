@@ -53,12 +53,12 @@ def shares(model: Value, threshold: float) -> dict[int, float]:
 
 def _share(model: Value, names: Sequence[str], threshold: float) -> float:
     """Two passes over the tensors: moments in fp64, then the count."""
-    sizes = [model.tensors[name].numel() for name in names]
-    sums = [model.tensors[name].double().sum().item() for name in names]
-    squares = [model.tensors[name].double().square().sum().item() for name in names]
-    mean = math.fsum(sums) / sum(sizes)
-    deviation = math.sqrt(max(math.fsum(squares) / sum(sizes) - mean**2, 0.0))
+    read = (model.tensors[name].double() for name in names)
+    sizes, sums, squares = zip(*((t.numel(), t.sum().item(), t.square().sum().item()) for t in read), strict=True)
+    total: int = sum(sizes)
+    mean = math.fsum(sums) / total
+    deviation = math.sqrt(max(math.fsum(squares) / total - mean**2, 0.0))
     if deviation == 0:
         return math.nan
     bound = mean + threshold * deviation
-    return sum(int(torch.count_nonzero(model.tensors[name].double() > bound)) for name in names) / sum(sizes)
+    return sum(int(torch.count_nonzero(model.tensors[name].double() > bound)) for name in names) / total

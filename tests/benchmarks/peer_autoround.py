@@ -89,13 +89,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--peer-sequences", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--compile", action="store_true", help="the peer with torch.compile")
-    parser.add_argument("--amp", action="store_true", help="the peer in bf16")
+    parser.add_argument("--amp", action="store_true", help="the peer in bf16, as on a GPU it always is, since ours is")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--env", type=Path, default=Path.home() / ".cache" / "bitsmith" / "autoround")
     parser.add_argument("--python", type=Path, help="an interpreter that has auto-round")
     parser.add_argument("--write", action="store_true")
-    return parser.parse_args()
+    found = parser.parse_args()
+    found.amp = found.amp or found.device == "cuda"
+    return found
 
 
 def pair(arguments: argparse.Namespace, bits: float) -> tuple[Row | None, Row | None]:

@@ -29,6 +29,7 @@ from pipelines.methods.refine import refinement_of
 from schemas.base import digest_of
 from schemas.distill import Distill, Recode
 from schemas.verify import Evaluate
+from steps.device import device_of
 from steps.distill import recode
 from steps.distill import run as distill
 from steps.distill.schedule import held_out_of
@@ -114,7 +115,7 @@ def row(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     at = surroundings(arguments, variant.pop("candidates", "gptq"))
     clock = time.process_time if arguments.device == "cpu" else time.perf_counter
-    started, env = clock(), Env(arguments.device)
+    started, env = clock(), Env(device_of(arguments.device))
     with TemporaryDirectory() as own:
         after, facts = refined(at, stages(variant), arguments.tokens, replace(env, scratch=Path(own)))
         seconds = clock() - started

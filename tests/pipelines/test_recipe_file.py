@@ -9,6 +9,7 @@ from pipelines.expand import expand
 from pipelines.graph import bind
 from pipelines.recipe_file import SHIPPED, find_recipe, load_recipe, override, parse_assignment, parse_recipe
 from schemas.errors import InputError
+from schemas.quantize import Quantize
 from schemas.recipe import Recipe, ShortRecipe
 
 
@@ -128,3 +129,11 @@ def test_a_circle_is_refused() -> None:
     circle = distilled.model_copy(update={"inputs": {**distilled.inputs, "selection": "distilled"}})
     with pytest.raises(InputError, match="circle"):
         bind(Recipe(name="x", nodes={**explicit.nodes, "allocated": allocated, "distilled": circle}))
+
+
+def test_a_part_of_the_rounding_that_is_named_leaves_the_others_as_the_method_has_them() -> None:
+    given = demo().model_dump(mode="json") | {"rounding": {"refits": 2}}
+    plain, refitted = expand(demo()), expand(ShortRecipe.model_validate(given))
+    before, after = (recipe.nodes["candidates"].spec for recipe in (plain, refitted))
+    assert isinstance(before, Quantize) and isinstance(after, Quantize)
+    assert after.rounding == before.rounding.model_copy(update={"refits": 2}) and before.rounding.refits is None

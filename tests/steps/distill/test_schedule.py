@@ -49,7 +49,7 @@ def test_memory_is_counted_by_hand() -> None:
         "model.norm.weight": (4,),
     }
     meta = {"config": config, "shapes": shapes}
-    activations = 2 * (16 * 4 + 4 * 8) + 4 * 10
+    activations = 2 * (16 * 4 + 4 * 8) + 7 * 10
     fixed = Distill(step="distill", rates=Rates(scales=1e-3))
     signs = Distill.model_validate({"step": "distill", "optimizer": {"kind": "sign"}})
     for spec, per_weight in ((fixed, 12), (signs, 20), (Distill(step="distill"), 28)):
