@@ -269,4 +269,5 @@ def test_learning_rates_that_make_it_worse_keep_the_input_and_the_report_says_so
     assert attempt.code == 0 and report.distilled is not None
     assert report.distilled.step_kept == 0 and report.distilled.after == report.distilled.before
     assert "distilled: training kept its input" in " ".join(report.notes)
+    assert [note.split(":")[0] for note in report.notes if "the curvature is of" in note] == ["recoded"]
     assert "note: distilled: training kept its input" in " ".join(attempt.stdout.split())

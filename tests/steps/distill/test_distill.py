@@ -230,3 +230,12 @@ def test_stored_values_pass_gradients_straight_through() -> None:
     assert torch.equal(stored, value.detach().bfloat16().float())
     stored.sum().backward()
     assert value.grad is not None and torch.equal(value.grad, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"), [((0, 0), ["early", distill.KEPT_INPUT]), ((0, 8), ["early"]), ((4, 8), ["early"])]
+)
+def test_blocks_together_kept_their_input_only_if_each_did(kept: tuple[int, int], said: list[str]) -> None:
+    notes = [[] if step else [distill.KEPT_INPUT] for step in kept]
+    found = [{"step_kept": step, "notes": ["early", *each]} for step, each in zip(kept, notes, strict=True)]
+    assert distill.notes_of(found) == said
