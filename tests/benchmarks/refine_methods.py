@@ -8,7 +8,7 @@ where the text suffices. `method: autoround` and its like start from candidates 
 and are planned from those; `method: gptq, distill: {method: autoround}` refines the plan of the feedback solver's. The
 text is the split that the demo model was trained on, unless `--text` names another; KL is that of the evaluation text,
 read from the reports, with 95 % intervals over documents. Reports are kept in FOLDER, and a build that is there is not
-made again. `--write` puts the table into README.md. Seconds are elapsed ones of the node that refines.
+made again. `--write` puts the table into README.md. Seconds are elapsed ones of the nodes that refine.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ ROWS: dict[str, tuple[str, str | None]] = {
     "`distill: {method: adaquant}`": ("gptq", "adaquant"),
 }
 """What a user writes -> (method, distill.method) of the recipe."""
+REFINING = ("recoded", "distilled")
 
 
 def main() -> None:
@@ -87,7 +88,7 @@ def cells(name: str, report: Report) -> dict[str, str]:
         "packed / uniform": ratio(_contrast(report, "mixed", "uniform").ratio),
         "tokens": tokens(report),
         "passes": f"{trained.passes:.2f}",
-        "seconds": f"{next(node.seconds for node in report.nodes if node.id == 'distilled'):.0f}",
+        "seconds": f"{sum(node.seconds for node in report.nodes if node.id in REFINING):.0f}",
         "gates": f"{', '.join(failed)} FAILED" if failed else f"{len(report.gates)} passed",
     }
 
