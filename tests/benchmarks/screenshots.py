@@ -66,7 +66,6 @@ def pictures(driver: Any, url: str, builds: list[Build], out: Path) -> None:
     until(ready("!document.querySelector('.nodes').textContent.includes('…')"), 120)
     shoot(driver, out / "build.png", 1350)
     shoot(driver, out / "graph.png", 1300, "#graph")
-    shoot(driver, out / "sensitivity.png", 900, "#sensitivity")
     driver.get(f"{page}/explore")
     until(ready("document.querySelector('#explorer').dataset.ready === 'yes'"), 120)
     time.sleep(0.5)
