@@ -17,6 +17,7 @@ from pipelines.preflight import check
 from pipelines.recipe_file import parse_assignment
 from pipelines.settings import prefect_environment, settings
 from pipelines.show import show_report
+from pipelines.temporary_server import end_with_us
 from schemas.errors import InputError
 from schemas.report import Report
 from store.lineage import check_tracking
@@ -58,6 +59,7 @@ def _through_prefect(options: argparse.Namespace, build: Build) -> Report:
     from pipelines.flow import compress
 
     leave_the_last_word_to_the_command()
+    end_with_us()
     assignments = dict(parse_assignment(a) for a in options.set)
     try:
         return Report.model_validate(

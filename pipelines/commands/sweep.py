@@ -21,6 +21,7 @@ from pipelines.recipe_file import parse_assignment
 from pipelines.settings import Settings, prefect_environment, settings
 from pipelines.show_front import show_front
 from pipelines.sweep import Asked, Comparison, Rung, comparison, rungs
+from pipelines.temporary_server import end_with_us
 from schemas.base import digest_of
 from schemas.errors import InputError
 from schemas.report import Report
@@ -115,6 +116,7 @@ def _through_prefect(options: argparse.Namespace, asked: Asked, where: Settings)
     from pipelines import sweep_flow
 
     leave_the_last_word_to_the_command()
+    end_with_us()
     documents = sweep_flow.sweep(
         recipe=asked.recipe,
         bits=list(asked.bits),
