@@ -22,7 +22,12 @@ SHIPPED = Path(__file__).with_name("recipes")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases (they can expand without bound) and without duplicate keys (the last would win)."""
+    """Safe YAML without aliases (they can expand without bound), duplicate keys (the last would win), and dates."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -38,6 +43,13 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"field {key!r} is given twice (line {key_node.start_mark.line + 1})")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _load(text: str) -> Any:
+    """What JSON could say; TypeError, ValueError or YAMLError for anything else."""
+    data = yaml.load(text, Loader=_Loader)
+    json.dumps(data)
+    return data
 
 
 def find_recipe(name: str) -> Path:
@@ -56,8 +68,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "recipe is too large", where=str(path), got=path.stat().st_size, wanted=f"<= {MAX_RECIPE_BYTES}"
         )
     try:
-        data = yaml.load(path.read_text("utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        data = _load(path.read_text("utf-8"))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError("recipe is not readable YAML", where=str(path), got=" ".join(str(error).split())) from error
     if not isinstance(data, dict):
         raise InputError("a recipe is a mapping", where=str(path), got=type(data).__name__, wanted="fields with values")
@@ -70,8 +82,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not separator or not path:
         raise InputError("cannot read an override", where=f"--set {text}", wanted="FIELD.PATH=VALUE")
     try:
-        return path, yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return path, _load(raw)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError("cannot read the value of an override", where=f"--set {text}", got=str(error)) from error
 
 

@@ -8,6 +8,15 @@ from __future__ import annotations
 
 import atexit
 import subprocess
+from typing import Any
+
+
+class Apart(subprocess.Popen[bytes]):
+    """A process that a terminal's Ctrl-C does not reach: without its server, ours would end a minute later."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "start_new_session": True})
+
 
 WAIT = 'read -r done || kill "$1"'
 """A line means that all is well; the end of the pipe without one, that nobody is left to stop the process."""
@@ -22,7 +31,11 @@ def end_with_us() -> None:
         return
 
     def guarded(server: SubprocessASGIServer) -> subprocess.Popen[bytes]:
-        process = start(server)
+        begin, subprocess.Popen = subprocess.Popen, Apart  # type: ignore[misc, assignment]
+        try:
+            process = start(server)
+        finally:
+            subprocess.Popen = begin  # type: ignore[misc]
         guard(process.pid)
         return process
 

@@ -13,7 +13,7 @@ class ModelSource(Spec):
     """A causal language model: a local Hugging Face folder, a Hub id with revision, or an fsspec URL of a folder."""
 
     step: Literal["model"]
-    source: str
+    source: str = Field(min_length=1)
     revision: str | None = None
 
 
@@ -25,7 +25,7 @@ class TextSource(Spec):
     """
 
     step: Literal["text"]
-    source: str
+    source: str = Field(min_length=1)
     field: str = "text"
     part: Literal["all", "kept", "held_out"] = "all"
 
@@ -47,7 +47,7 @@ class Tokenize(Spec):
     length: int = Field(default=256, ge=16)
     windows: int = Field(default=128, ge=1)
     skip: int = Field(default=0, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
 
 
 class Calibrate(Spec):

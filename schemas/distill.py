@@ -185,7 +185,7 @@ class Training(Spec):
     precision: Precision = "auto"
     """Of the blocks' forward and backward passes; what is trained, logits, losses and checks are in fp32 always. `auto`
     is bf16 on a GPU, fp32 elsewhere; the report says which it was."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
 
 
 class Distill(Training):
@@ -230,12 +230,12 @@ class Recode(Spec):
     windows: int = Field(default=96, ge=1)
     samples: int = Field(default=1, ge=1)
     """Labels drawn for each position."""
-    damping: float = Field(default=0.03, gt=0)
+    damping: float = Field(default=0.03, gt=0, le=1000)
     passes: int = Field(default=800, ge=1)
     batch: int = Field(default=4, ge=1)
     """Windows run through a block at once."""
     held_out: int = Field(default=24, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
 
 
 class Join(Spec):

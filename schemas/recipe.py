@@ -61,6 +61,10 @@ StepSpec = Annotated[
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 
 
+Source = Annotated[str, Field(min_length=1)]
+"""A file, a folder, an id or a URL. Nothing is not the current folder."""
+
+
 class Node(Spec):
     """One use of a step. In YAML the step's fields stand beside `inputs`, not under `spec`."""
 
@@ -89,7 +93,7 @@ DomainName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 class ModelField(Spec):
     """Where the original model is. `builtin:demo` is the model shipped with Bitsmith."""
 
-    source: str
+    source: Source
     revision: str | None = None
 
 
@@ -103,19 +107,19 @@ class TextFields(Spec):
     a fifth of the calibration documents, which then nothing else reads.
     """
 
-    calibrate: str = "builtin:calibrate"
-    evaluate: str = "builtin:evaluate"
+    calibrate: Source = "builtin:calibrate"
+    evaluate: Source = "builtin:evaluate"
     field: str = "text"
     length: int = Field(default=256, ge=16)
     calibrate_windows: int = Field(default=128, ge=1)
     score_windows: int = Field(default=32, ge=2)
     evaluate_windows: int = Field(default=128, ge=2)
-    choose: str | None = None
+    choose: Source | None = None
     choose_windows: int = Field(default=128, ge=2)
-    domains: dict[DomainName, str] = {}
+    domains: dict[DomainName, Source] = {}
     """Further texts to measure the packed file on, by name; nothing is chosen or gated by them."""
     domain_windows: int = Field(default=64, ge=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
 
 
 Refinement = Literal["recode", "latent", "scales", "autoround", "discquant", "adaquant", "pdquant", "bitdistiller"]
@@ -143,7 +147,7 @@ class DistillFields(Spec):
     """Without one, that of the recipe's `method` if it is about refinement, else `latent`."""
     recode: bool | RecodeFields | None = None
     """Choose codes again by curvature before training; without a word, as the method's row has it."""
-    text: str | None = None
+    text: Source | None = None
     """Source of the text; without one, the calibration text beyond the windows that calibrate."""
     scope: Annotated[Whole | Blocks | Streamed, Field(discriminator="kind")] | None = None
     """`whole`, `blocks` and `stream` stand for their kind alone."""

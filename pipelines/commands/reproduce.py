@@ -14,6 +14,7 @@ from pipelines.origins import Origins, open_origins
 from pipelines.recorded import Recorded, lost, reopen
 from pipelines.run import Place
 from pipelines.settings import settings
+from schemas.distill import Distill, Recode, Reconstruct
 from schemas.errors import InputError
 from store.errors import Unavailable
 from store.open import Store
@@ -51,6 +52,8 @@ def reproduce(options: argparse.Namespace) -> int:
     results = [compare(recorded, origins, *chosen[unit]) for unit in sample]
     for result in results:
         print(line(result))
+    if any(isinstance(bound.node.spec, Recode | Distill | Reconstruct) for bound in recorded.runner.bound):
+        print("as they were before refinement, which is not done again")
     print(f"{sum(r.same for r in results)} same, {sum(not r.same for r in results)} different")
     return 0 if all(r.same for r in results) else DIFFERENT
 

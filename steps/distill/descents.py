@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from steps.distill.descend import Descent, Gain
+from steps.distill.resume import digest
 from steps.step import Env
 
 
@@ -35,13 +36,16 @@ def once(env: Env, member: str, make: Callable[[], Descent | None]) -> Descent |
 
 def _load(path: Path, device: str) -> Descent:
     with safe_open(path, "pt") as file:
-        gain = Gain(**json.loads(file.metadata()["gain"]))
-        return Descent(file.get_tensor("level_OGJ").to(device, torch.float32), gain)
+        gain, level_OGJ = Gain(**json.loads(file.metadata()["gain"])), file.get_tensor("level_OGJ")
+        if file.metadata()["sha256"] != digest({"level_OGJ": level_OGJ}):
+            raise ValueError("not the content that was written")
+        return Descent(level_OGJ.to(device, torch.float32), gain)
 
 
 def _save(path: Path, made: Descent) -> None:
     """Whole or not at all. Levels are whole numbers, of 8 bits with zero points at most: int16 holds them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({"level_OGJ": made.level_OGJ.to("cpu", torch.int16)}, beside, {"gain": json.dumps(asdict(made.gain))})
+    written = {"level_OGJ": made.level_OGJ.to("cpu", torch.int16).contiguous()}
+    save_file(written, beside, {"gain": json.dumps(asdict(made.gain)), "sha256": digest(written)})
     beside.replace(path)

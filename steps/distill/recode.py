@@ -112,7 +112,7 @@ def _facts(
         notes.append(f"the curvature is of {windows} windows; {spec.windows} were asked for: give more text")
     return {
         "windows": windows,
-        "moved": sum(each.moved for each in found.values()) / codes if codes else 0.0,
+        "moved": sum(each.moved for each in found.values()) / codes if better and codes else 0.0,
         "estimate": sum(ratios) / len(ratios) if ratios else 1.0,
         "stayed": sorted(set(wanted) - set(found)),
         "notes": notes,

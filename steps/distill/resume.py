@@ -6,6 +6,7 @@ in its metadata. Where there is no folder for it, nothing is kept.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +45,18 @@ def save(path: Path, progress: Progress, variables: Sequence[torch.Tensor], opti
             tensors[f"moment.{i}.{name}"] = value.detach().cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, beside, {"progress": json.dumps(facts)})
+    written = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(written, beside, {"progress": json.dumps(facts), "sha256": digest(written)})
     beside.replace(path)
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of names and contents: a file of this format says nothing of what was changed within it."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name} ".encode())
+        found.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load(
@@ -59,6 +70,8 @@ def load(
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
             facts = json.loads(file.metadata()["progress"])
+            if file.metadata()["sha256"] != digest(tensors):
+                raise ValueError("not the content that was written")
         _check(tensors, facts, variables)
     except FileNotFoundError:
         return Progress()

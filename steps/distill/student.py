@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from steps.distill.relative import Relative, relative
 from steps.model.overlay import NORMS
 from steps.model.spill import Part
 from steps.model.structure import IN_BLOCKS, block_prefix
+from steps.quantize.qtensor import from_value
 from steps.step import Output, Value
 
 FINAL_NORM = "model.norm.weight"
@@ -114,6 +115,12 @@ def tensors_of(trained: Student) -> dict[str, torch.Tensor]:
     return tensors | {name: vector.value().detach().to("cpu", vector.dtype) for name, vector in moved.items()}
 
 
+def _untouched(item: Value, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Of an item that is changed in part: the tensors of its other members."""
+    others = [m for m in item.meta["members"] if not any(name.startswith(f"{m}.") for name in names)] if names else []
+    return {name: tensor for m in others for name, tensor in from_value(item, m).to_tensors().items()}
+
+
 def selection_of(selection: Value, kept: Mapping[str, torch.Tensor]) -> dict[str, Value]:
     """Children of the selection with `kept` (see `tensors_of`) in place of its own tensors; the rest stays."""
     children: dict[str, Value] = {}
@@ -124,7 +131,9 @@ def selection_of(selection: Value, kept: Mapping[str, torch.Tensor]) -> dict[str
         names = {name for name in item.tensors if name in kept}
         used |= names
         # What else an item holds (losses of its rounding) is no longer true of it.
-        children[unit] = Output(item.meta, Part(kept, frozenset(names))) if names else item
+        rest = _untouched(item, names)
+        changed = Part(kept, frozenset(names))
+        children[unit] = Output(item.meta, {**rest, **changed} if rest else changed) if names else item
     old = dict(selection.children[NORMS].tensors) if NORMS in selection.children else {}
     vectors = {name: kept[name] for name in kept if name not in used}
     if old | vectors:

@@ -106,7 +106,7 @@ def mean(rows: Rows) -> float:
 def judge(before: Rows, after: Rows, seed: int, measure: str) -> tuple[dict[str, Any], bool]:
     """Facts of a comparison on held-out windows, and whether `after` is better beyond the interval."""
     gap = difference(after, before, draw(len(before), RESAMPLES, seed), "loss")
-    better = gap.high < 0
+    better = gap.high < 0 and len(before) > 1  # one window has no interval
     facts = {
         "measure": measure,
         "before": mean(before),

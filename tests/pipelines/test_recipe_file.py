@@ -53,6 +53,10 @@ def test_the_explicit_form_round_trips_through_yaml() -> None:
         ("budget={}", ["at least one of bits_per_weight"]),
         ("budget.bits_per_weight=.nan", ["budget.bits_per_weight", "finite"]),
         ("name=../../etc", ["name"]),
+        ("name=2026-01-01", ["name: String should match"]),
+        ("text.calibrate=", ["text.calibrate"]),
+        ('text.evaluate=""', ["text.evaluate", "at least 1 character"]),
+        ("text.seed=99999999999999999999999999", ["text.seed"]),
     ],
 )
 def test_faults_name_the_field_and_what_it_may_be(assignment: str, says: list[str]) -> None:
@@ -68,7 +72,18 @@ def test_an_unknown_step_in_the_explicit_form_suggests_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &x [1]\nb: *x\n", "a: 1\na: 2\n", "- 1\n", "a: [\n", "a: !!python/object/apply:os.system ['true']\n", ""],
+    [
+        "a: &x [1]\nb: *x\n",
+        "a: 1\na: 2\n",
+        "- 1\n",
+        "a: [\n",
+        "a: !!python/object/apply:os.system ['true']\n",
+        "",
+        "? [a, b]\n: c\n",
+        "name: !!binary aGk=\n",
+        "name: !!int abc\n",
+        "name: " + "9" * 5000,
+    ],
 )
 def test_hostile_or_broken_yaml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.yaml"

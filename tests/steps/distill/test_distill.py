@@ -19,6 +19,7 @@ from steps.distill import train as training
 from steps.distill.relative import as_stored
 from steps.distill.schedule import split
 from steps.distill.student import FINAL_NORM, student, tensors_of
+from steps.distill.train import judge
 from steps.distill.whole import Pair, WholeTask
 from steps.model.overlay import overlay
 from steps.model.stream import Stream
@@ -119,12 +120,16 @@ def test_a_killed_training_goes_on_where_it_was_and_ends_in_the_same_bytes(scope
     assert after[0] == 5, "saved after 4 steps: two checks of two steps"
 
 
-@pytest.mark.parametrize("damage", ["torn", "of another training"])
+@pytest.mark.parametrize("damage", ["torn", "of another training", "changed within"])
 def test_a_damaged_state_costs_time_only_and_is_told(damage: str, tmp_path: Path) -> None:
     model = tiny_value()
     selection = selection_of(model, "int2-g32")
+    path = tmp_path / "training.safetensors"
     if damage == "torn":
-        (tmp_path / "training.safetensors").write_bytes(b"\0" * 100)
+        path.write_bytes(b"\0" * 100)
+    elif damage == "changed within":
+        trained(model, selection, Env(resume=tmp_path))
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     else:
         other = {"rates": {"scales": 0.01}, "check_every": 2}
         trained(model, selection, Env(resume=tmp_path), **other)
@@ -239,3 +244,11 @@ def test_blocks_together_kept_their_input_only_if_each_did(kept: tuple[int, int]
     notes = [[] if step else [distill.KEPT_INPUT] for step in kept]
     found = [{"step_kept": step, "notes": ["early", *each]} for step, each in zip(kept, notes, strict=True)]
     assert distill.notes_of(found) == said
+
+
+def test_one_window_alone_decides_for_the_input() -> None:
+    """It has no interval, and whatever is lower would seem better beyond it."""
+    for windows, better in ((1, False), (2, True)):
+        before, after = ([{"tokens": 9.0, "loss": loss}] * windows for loss in (2.0, 1.0))
+        facts, found = judge(before, after, 0, "KL")
+        assert found is better and facts["after"] == (1.0 if better else 2.0)

@@ -211,3 +211,17 @@ def test_a_killed_recoding_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, mo
     assert again.meta == whole.meta
     for unit, item in whole.children.items():
         assert all(torch.equal(tensor, again.children[unit].tensors[name]) for name, tensor in item.tensors.items())
+
+
+def test_a_member_that_bears_no_curvature_stays_beside_one_that_changes() -> None:
+    model = tiny_value()
+    selection = selection_of(model, "int3-g32")
+    up_proj = "model.layers.1.mlp.up_proj"
+    dead = {**model.tensors, f"{up_proj}.weight": torch.zeros_like(model.tensors[f"{up_proj}.weight"])}
+    found = recoded(selection, Output(model.meta, dead))
+    before, after = (each.children["layers.1.mlp.gate_up"] for each in (selection, found))
+    stays, moves = (f"model.layers.1.mlp.{name}.codes" for name in ("gate_proj", "up_proj"))
+    assert "model.layers.1.mlp.gate_proj" in found.meta["recoded"]["stayed"]
+    assert set(after.tensors) == set(before.tensors)
+    assert torch.equal(after.tensors[stays], before.tensors[stays])
+    assert not torch.equal(after.tensors[moves], before.tensors[moves])
