@@ -80,7 +80,9 @@ def find(driver: Any, selector: str) -> Any:
 
 
 def text(driver: Any, selector: str) -> str:
-    return str(find(driver, selector).text)
+    while True:
+        with suppress(StaleElementReferenceException):  # the page has just drawn it anew: look again
+            return str(find(driver, selector).text)
 
 
 def answered(driver: Any) -> bool:
