@@ -46,7 +46,8 @@ def autoround() -> Distill:
 
     Differs from the paper: every window is used once (there: 200 steps over 128 to 512 sequences), a block is judged on
     held-out windows (there: by its training loss), one scale factor instead of separate minimum and maximum (zero
-    points stay).
+    points stay), a fixed rate (there: one over the steps; at 48 steps of the demo that ended at 0.01185 instead of
+    0.01400 from candidates rounded to nearest).
     """
     return Distill(
         step="distill",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,11 +24,16 @@ Rows = list[dict[str, float]]
 
 @dataclass
 class Progress:
-    """How far a training is. `best_rows` and `best` are of step `best_step`; step 0 is the input, with no tensors."""
+    """How far a training is. `best_rows` and `best` are of step `best_step`; step 0 is the input, with no tensors.
+
+    `lowest` is the least held-out loss of a check, whether or not below the input's.
+    """
 
     step: int = 0
     seen: int = 0
     best_step: int = 0
+    lowest_step: int = 0
+    lowest: float = math.inf
     losses: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     first_rows: Rows = field(default_factory=list)

@@ -89,13 +89,18 @@ def _check(progress: Progress, task: Task, spec: Training, factor: float) -> Non
     trained = sum(progress.losses) / len(progress.losses)
     progress.curve.append({"step": progress.step, "held_out": held_out, "train": trained})
     progress.losses = []
+    if held_out < progress.lowest:
+        progress.lowest, progress.lowest_step = held_out, progress.step
     if held_out < mean(progress.best_rows):
         progress.best_step, progress.best_rows, progress.best = progress.step, rows, tensors_of(task.student)
 
 
 def _enough(spec: Training, progress: Progress) -> bool:
-    """Whether the last `patience` checks were no better than the best."""
-    return progress.step - progress.best_step >= spec.patience * spec.check_every
+    """Whether the last `patience` checks were no better than the best of a trained student.
+
+    The input is none: a method that rounds anew begins above it, and may fall at every check.
+    """
+    return progress.step - progress.lowest_step >= spec.patience * spec.check_every
 
 
 def mean(rows: Rows) -> float:

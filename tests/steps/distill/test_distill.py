@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from schemas.errors import InputError
 from steps.distill import run as distill
 from steps.distill import train as training
 from steps.distill.relative import as_stored
+from steps.distill.resume import Progress
 from steps.distill.schedule import split
 from steps.distill.student import FINAL_NORM, student, tensors_of
-from steps.distill.train import judge
+from steps.distill.train import _check, _enough, judge
 from steps.distill.whole import Pair, WholeTask
 from steps.model.overlay import overlay
 from steps.model.stream import Stream
@@ -159,7 +161,22 @@ def test_it_stops_when_the_held_out_windows_get_no_better() -> None:
     selection = selection_of(model, "int3-g32")
     wild = {"rates": {"codes": 1.0, "scales": 0.5}, "check_every": 1, "patience": 3}
     facts = trained(model, selection, **wild).meta["distilled"]
-    assert facts["steps"] == 3 and "stopped after 3 of 12 steps" in " ".join(facts["notes"])
+    curve = [check["held_out"] for check in facts["curve"][1:]]
+    lowest = 1 + curve.index(min(curve))
+    assert facts["steps"] == lowest + 3 < 12 and f"stopped after {lowest + 3} of 12 steps" in " ".join(facts["notes"])
+
+
+def test_patience_counts_from_the_best_trained_student_not_from_the_input() -> None:
+    """What rounds anew begins above the input, and may fall at every check."""
+    spec = Distill(step="distill", check_every=1, patience=2)
+    progress = Progress(first_rows=[{"tokens": 9.0, "loss": 1.0}], best_rows=[{"tokens": 9.0, "loss": 1.0}])
+    enough = []
+    for progress.step, loss in enumerate((9.0, 8.0, 7.0, 6.0, 6.5, 6.5), start=1):
+        progress.losses = [loss]
+        task: Any = SimpleNamespace(measure=lambda student, loss=loss: [{"tokens": 9.0, "loss": loss}], student=None)
+        _check(progress, task, spec, 1.0)
+        enough.append(_enough(spec, progress))
+    assert enough == [False] * 5 + [True] and progress.best_step == 0
 
 
 def test_training_again_starts_from_the_given_norms() -> None:
