@@ -136,5 +136,5 @@ def _additivity_nodes(short: ShortRecipe, metric: str) -> dict[str, Node]:
 
 
 def _build_nodes(short: ShortRecipe) -> dict[str, Node]:
-    nodes, final = refinement(short, _node)
+    nodes, final = refinement(short)
     return {**nodes, **packing_nodes(short, final, _node), **evaluation_nodes(short, _node)}

@@ -8,11 +8,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from pipelines.methods.refine import RECODED, UNTRAINED, refinement_of
-from schemas.distill import Blocks, Distill, Outputs, Recode, Reconstruct, Training
+from schemas.distill import Blocks, Distill, Join, Outputs, Recode, Reconstruct, Training
 from schemas.errors import InputError
 from schemas.recipe import DistillFields, Node, Refinement, ShortRecipe, Streamed
 
-MakeNode = Callable[..., Node]
 ELSEWHERE = {"method", "text", "recode"}
 """Fields of a recipe's `distill` that are no fields of the step."""
 STREAMED = (Outputs(kind="outputs"),)
@@ -72,7 +71,7 @@ def training_text(short: ShortRecipe, tokens: Callable[..., Node]) -> dict[str, 
     return {"training_text": source, "training": tokens("training_text", "stream", windows)}
 
 
-def refinement(short: ShortRecipe, node: MakeNode) -> tuple[dict[str, Node], str]:
+def refinement(short: ShortRecipe) -> tuple[dict[str, Node], str]:
     """The nodes that refine the selection `allocated`, and the name of the one that gives the final selection."""
     fields = asked(short)
     if fields is None:
@@ -97,10 +96,11 @@ def refinement(short: ShortRecipe, node: MakeNode) -> tuple[dict[str, Node], str
             fix="leave `scope` out, choose one of these methods, or give `objective: [{kind: outputs}]`",
         )
     shared = {name: getattr(spec, name) for name in Training.model_fields}
+    join = Join(step="join", **{name: shared[name] for name in ("batch", "held_out", "seed")})
     return {
         **nodes,
         "refined": Node(spec=Reconstruct(step="reconstruct", **shared), inputs=inputs),
-        "distilled": node("join", {"selection": inputs["selection"], "refined": "refined"}),
+        "distilled": Node(spec=join, inputs={**inputs, "refined": "refined"}),
     }, "distilled"
 
 

@@ -18,7 +18,7 @@ from schemas.errors import InputError
 from steps.calibrate.encode import open_tokenizer
 from steps.device import device_of
 from steps.distill.memory import available_bytes, block_bytes, check_fits, training_bytes
-from steps.distill.schedule import held_out_of, steps_of
+from steps.distill.schedule import LEAST_WINDOWS, held_out_of, steps_of
 from steps.model.structure import last_block, max_length
 
 SAMPLE = 4_000_000
@@ -49,13 +49,13 @@ def text_notes(runner: Runner) -> Iterator[str]:
         spec = bound.node.spec
         if not isinstance(spec, Distill | Reconstruct | Recode) or (supply := _supply(runner, bound)) is None:
             continue
-        if supply.windows < 2:
+        if supply.windows < LEAST_WINDOWS:
             asked = spec.windows if isinstance(spec, Recode) else -(-spec.tokens // supply.length)
             raise InputError(
                 "too little text to refine by some windows and hold out others",
                 where=f"node {bound.id}, text of node {bound.inputs['tokens'][0]}",
                 got=f"{max(supply.windows, 0)} windows of {supply.length} tokens that nothing else reads",
-                wanted=f"at least 2; for all that is asked {asked + spec.held_out}",
+                wanted=f"at least {LEAST_WINDOWS}; for all that is asked {asked + spec.held_out}",
                 fix="give more text (`distill.text`), fewer calibration windows, or a smaller `length`",
             )
         yield f"{bound.id}: {_sentence(spec, supply)}"

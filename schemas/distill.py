@@ -8,6 +8,12 @@ from pydantic import Field, model_validator
 
 from schemas.base import Spec
 
+LEAST_HELD_OUT = 6
+"""Windows that can decide: with fewer, all are better by chance in more than 1 of 40 cases (2 ** -5 > 0.025)."""
+
+HeldOut = Annotated[int, Field(ge=LEAST_HELD_OUT)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
 
 class StraightThrough(Spec):
     """Latent levels, rounded in every forward pass; the gradient passes straight through the rounding.
@@ -66,7 +72,8 @@ class Rates(Spec):
 
     codes: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
     """`auto`: 0.2 over the square root of the number of steps, so that noise alone, which Adam makes a walk of one rate
-    a step, carries no code over half a step of the grid, however long the training."""
+    a step, carries no code over half a step of the grid, however long the training. Of offsets, which go by sign
+    descent, twice their limit over the steps: with a rate that falls to 0 each can just reach its limit (AutoRound)."""
     scales: float | None = Field(default=None, gt=0)
     norms: float | None = Field(default=None, gt=0)
     """Norms and biases."""
@@ -167,8 +174,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Training(Spec):
     """What both training steps share: see Distill and Reconstruct.
 
-    `held_out` windows of the text (at most a fifth of it) are never trained on; every `check_every` steps they decide
-    which step is kept, and, when `patience` checks in a row were no better, that it is enough.
+    `held_out` windows of the text (at most a fifth of it, or 6) are never trained on; every `check_every` steps they
+    decide which step is kept, and, when `patience` checks in a row were no better, that it is enough.
     """
 
     codes: Codes = StraightThrough(kind="ste")
@@ -179,13 +186,13 @@ class Training(Spec):
     """To train on, each once; text that is too short is used again, with a warning."""
     batch: int = Field(default=4, ge=1)
     """Windows of a step."""
-    held_out: int = Field(default=24, ge=1)
+    held_out: HeldOut = 24
     check_every: int = Field(default=10, ge=1)
     patience: int = Field(default=10, ge=1)
     precision: Precision = "auto"
     """Of the blocks' forward and backward passes; what is trained, logits, losses and checks are in fp32 always. `auto`
     is bf16 on a GPU, fp32 elsewhere; the report says which it was."""
-    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    seed: Seed = 0
 
 
 class Distill(Training):
@@ -234,11 +241,18 @@ class Recode(Spec):
     passes: int = Field(default=800, ge=1)
     batch: int = Field(default=4, ge=1)
     """Windows run through a block at once."""
-    held_out: int = Field(default=24, ge=1)
-    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    held_out: HeldOut = 24
+    seed: Seed = 0
 
 
 class Join(Spec):
-    """Put the blocks that `reconstruct` refined into the selection they came from."""
+    """Put the blocks that `reconstruct` refined into the selection they came from, if that makes the whole better.
+
+    `held_out` windows, the same as those of a training of that seed, decide by the KL of the whole.
+    """
 
     step: Literal["join"]
+    batch: int = Field(default=4, ge=1)
+    """Windows run through a block at once."""
+    held_out: HeldOut = 24
+    seed: Seed = 0

@@ -14,6 +14,7 @@ from schemas.distill import (
     Blocks,
     Codes,
     Distill,
+    HeldOut,
     Join,
     Optimizer,
     Precision,
@@ -159,7 +160,7 @@ class DistillFields(Spec):
     """What has no rate is not trained."""
     tokens: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
-    held_out: int | None = Field(default=None, ge=1)
+    held_out: HeldOut | None = None
     check_every: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
     precision: Precision | None = None

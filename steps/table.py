@@ -230,10 +230,10 @@ STEPS: tuple[Step, ...] = (
     Step(
         spec=Join,
         module="steps.distill.join",
-        inputs={"selection": "selection", "refined": "refined"},
+        inputs={"model": "model", "selection": "selection", "refined": "refined", "tokens": "tokens"},
         outputs={"selection": "selection"},
         scope="model",
-        libraries=(),
+        libraries=MODEL_LIBRARIES,
     ),
     Step(
         spec=Evaluate,

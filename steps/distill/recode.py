@@ -5,35 +5,31 @@ N windows, T valid positions, P predicted positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from schemas.calibrate import Reference
 from schemas.distill import Recode
-from steps.calibrate.reference import run as reference
 from steps.distill.build import build_start
 from steps.distill.curvature import Moments, moments
 from steps.distill.descend import Descent, Gain, descend
 from steps.distill.descents import once
+from steps.distill.judge import judge, window_rows
 from steps.distill.matrices.matrix import Start
-from steps.distill.resume import Rows
 from steps.distill.run import check_text
 from steps.distill.schedule import split
 from steps.distill.student import selection_of
-from steps.distill.train import judge
-from steps.model.overlay import NORMS, overlay
-from steps.model.positions import predicted_positions, take
+from steps.model.overlay import NORMS
+from steps.model.positions import take
 from steps.model.spill import Spill
 from steps.model.stream import Stream
 from steps.model.structure import block_prefix
 from steps.model.whole import OUTSIDE
 from steps.sensitivity.backward import backward
 from steps.step import Env, Output, Value
-from steps.verify.metrics import compare
 
 KEPT_INPUT = "codes stay as the solver chose them: others were no better on the held-out windows beyond the interval"
 
@@ -62,7 +58,7 @@ def run(spec: Recode, inputs: Mapping[str, Value], env: Env) -> dict[str, Output
                 found[member] = descent.gain
                 tensors.update(start.frame.stored(descent.level_OGJ).to_tensors())
     recoded = Output(selection.meta, selection.tensors, selection_of(selection, tensors), selection.files)
-    before, after = (window_rows(model, each, tokens, kept_out, spec, env) for each in (selection, recoded))
+    before, after = window_rows(model, (selection, recoded), tokens, kept_out, spec.batch, env)
     facts, better = judge(before, after, spec.seed, "KL")
     facts |= _facts(spec, wanted, found, len(used), better)
     kept = recoded if better else selection
@@ -81,25 +77,6 @@ def _descent(spec: Recode, start: Start, block: nn.Module | None, path: str, see
     with torch.no_grad():
         spacing, W_OI = start.frame.spacing(), block.get_parameter(f"{path}.weight").float()
     return descend(start.level_OGJ, start.bounds, spacing, W_OI, curve, spec.passes)
-
-
-def window_rows(model: Value, selection: Value, tokens: Value, windows: list[int], spec: Recode, env: Env) -> Rows:
-    """Predicted positions and mean KL(original || selection) of each of these windows, one block resident at a time."""
-    index_N = torch.tensor(windows)
-    some = Output(tokens.meta, {name: tensor[index_N] for name, tensor in tokens.tensors.items()})
-    asked, changed = Reference(step="reference", batch=spec.batch), overlay(model, selection)
-    sides, positions = [_logits(each, some, asked, env) for each in (model, changed)], predicted_positions(some)
-    original, student = (partial(logits, positions.valid_P) for logits in sides)
-    kl_P = compare(original, student, positions, int(model.meta["config"]["vocab_size"])).kl_P
-    of = [kl_P[positions.window_P == n].double() for n in range(len(windows))]
-    return [{"tokens": float(len(kl)), "loss": kl.mean().item()} for kl in of if len(kl)]
-
-
-def _logits(model: Value, tokens: Value, asked: Reference, env: Env) -> Callable[[torch.Tensor, slice], torch.Tensor]:
-    """logits_PV of some of the valid positions."""
-    hidden_TD = reference(asked, {"model": model, "tokens": tokens}, env)["reference"].tensors["hidden_TD"]
-    stream = Stream(model, env.device)
-    return lambda valid_P, rows: stream.logits(hidden_TD[valid_P[rows]].to(env.device))
 
 
 def _facts(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -24,21 +23,22 @@ Rows = list[dict[str, float]]
 
 @dataclass
 class Progress:
-    """How far a training is. `best_rows` and `best` are of step `best_step`; step 0 is the input, with no tensors.
+    """How far a training is. `checks` are the held-out windows' rows at each point of `curve`, the input's first.
 
-    `lowest` is the least held-out loss of a check, whether or not below the input's.
+    `best` holds the tensors of the check with the least loss; none while that is the input.
     """
 
     step: int = 0
     seen: int = 0
-    best_step: int = 0
-    lowest_step: int = 0
-    lowest: float = math.inf
     losses: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
-    first_rows: Rows = field(default_factory=list)
-    best_rows: Rows = field(default_factory=list)
+    checks: list[Rows] = field(default_factory=list)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def held_out(self) -> list[float]:
+        """Mean loss on the held-out windows at each check, the input's first."""
+        return [check["held_out"] for check in self.curve]
 
 
 def save(path: Path, progress: Progress, variables: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:

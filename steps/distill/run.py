@@ -16,10 +16,11 @@ from schemas.distill import Blocks, Distill, Logits, Outputs, Whole
 from schemas.errors import InputError
 from steps.distill.blocks import Around, BlocksTask
 from steps.distill.fisher import output_fisher
+from steps.distill.judge import judge, of_blocks
 from steps.distill.memory import available_bytes, check_fits, training_bytes
-from steps.distill.schedule import split
+from steps.distill.schedule import LEAST_WINDOWS, split
 from steps.distill.student import Student, selection_of, student, untrained
-from steps.distill.train import KEPT_INPUT, Outcome, judge, train
+from steps.distill.train import Outcome, train
 from steps.distill.whole import Pair, WholeTask
 from steps.model.overlay import overlay
 from steps.model.positions import predicted_positions, take
@@ -152,40 +153,19 @@ def _judged(
     before, after = (student(None, setting.model, s, every, True, setting.env.device) for s in (selection, now))
     task = WholeTask((), setting.pair, before, before, setting.tokens, setting.kept_out)
     facts, better = judge(task.measure(before), task.measure(after), setting.spec.seed, task.measured)
-    notes = notes_of(found)
-    if not better and KEPT_INPUT not in notes:
-        notes.append(KEPT_INPUT)
-    facts |= {**summary(found), "blocks": found, "notes": notes}
-    return Outcome(kept, facts) if better else Outcome({}, {**facts, "step_kept": 0})
-
-
-def notes_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What blocks' trainings have to say, once; that the input stayed only if it did everywhere."""
-    notes = list(dict.fromkeys(note for each in found for note in each["notes"] if note != KEPT_INPUT))
-    return notes if any(each["step_kept"] for each in found) else [*notes, KEPT_INPUT]
-
-
-def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Steps and windows over all blocks' trainings."""
-    return {
-        "step_kept": sum(int(each["step_kept"]) for each in found),
-        "steps": sum(int(each["steps"]) for each in found),
-        "steps_planned": sum(int(each["steps_planned"]) for each in found),
-        "tokens": sum(int(each["tokens"]) for each in found),
-        "passes": max(float(each["passes"]) for each in found),
-    }
+    return Outcome(kept if better else {}, of_blocks(facts, better, found))
 
 
 def check_text(tokens: Value) -> None:
     """InputError for text that has nothing to predict, or too few windows to train on some and hold out others."""
     predicted_positions(tokens)
     windows = len(tokens.tensors["lengths_N"])
-    if windows < 2:
+    if windows < LEAST_WINDOWS:
         raise InputError(
             "too few windows to train on some and hold out others",
             where="tokens of the distill node",
             got=windows,
-            wanted="at least 2",
+            wanted=f"at least {LEAST_WINDOWS}",
             fix="give more training text",
         )
 

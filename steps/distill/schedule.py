@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 
-from schemas.distill import Schedule, Training
+from schemas.distill import LEAST_HELD_OUT, Schedule, Training
 
 LARGEST_SHARE = 5
-"""At most one window in so many is held out."""
+"""At most one window in so many is held out, where that leaves as many as can decide."""
+LEAST_WINDOWS = 2 * LEAST_HELD_OUT
+"""Of a text to train on, half of them held out."""
 
 
 def held_out_of(windows: int, asked: int) -> int:
-    """How many of a text's windows are held out."""
-    return max(min(asked, windows // LARGEST_SHARE), 1)
+    """How many of a text's windows, of which there are LEAST_WINDOWS or more, are held out."""
+    return min(asked, max(windows // LARGEST_SHARE, LEAST_HELD_OUT))
 
 
 def split(windows: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """(training windows in seeded order, held-out windows in file order), neither empty if there are 2 or more."""
+    """(training windows in seeded order, held-out windows in file order)."""
     import torch
 
     order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from schemas.distill import Training
+from schemas.distill import Offsets, Training
 from schemas.format import Ggml, read_format
 from steps.distill.build import build_code, build_start
 from steps.distill.codes.code import Grid
@@ -38,7 +38,7 @@ class Student:
     def variables(self, spec: Training, steps: int) -> list[tuple[torch.Tensor, float]]:
         """Everything that is trained with its peak learning rate in a training of so many steps, in a fixed order."""
         rates, found = spec.rates, list[tuple[torch.Tensor | None, float]]()
-        codes = NOISE_WALK / math.sqrt(steps) if rates.codes == "auto" else rates.codes or 0
+        codes = _auto(spec, steps) if rates.codes == "auto" else rates.codes or 0
         for matrix in self.matrices.values():
             bits = f"{matrix.frame.quantized.format.bits:g}"
             factor = rates.by_bits.get(bits, 1.0)  # type: ignore[call-overload]
@@ -57,6 +57,11 @@ class Student:
     def final_norm(self) -> dict[str, torch.Tensor]:
         """The final norm's parameters by name within it."""
         return {"weight": self.vectors[FINAL_NORM].value()}
+
+
+def _auto(spec: Training, steps: int) -> float:
+    """The rate of codes that goes with the length of a training; see Rates."""
+    return 2 * spec.codes.limit / steps if isinstance(spec.codes, Offsets) else NOISE_WALK / math.sqrt(steps)
 
 
 def student(

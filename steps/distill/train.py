@@ -12,15 +12,13 @@ import torch
 from schemas.distill import Training
 from schemas.errors import InputError
 from steps.distill.build import Arithmetic, build_arithmetic, build_optimizer, is_bf16
-from steps.distill.resume import Progress, Rows, load, save
+from steps.distill.judge import KEPT_INPUT, best_of, crossed, judge, mean
+from steps.distill.resume import Progress, load, save
 from steps.distill.schedule import share, steps_of, windows_of
 from steps.distill.student import tensors_of
 from steps.distill.task import Task
 from steps.step import Env
-from steps.verify.bootstrap import difference, draw
 
-RESAMPLES = 2000
-KEPT_INPUT = "training kept its input: nothing was better on the held-out windows beyond the interval"
 CHECKS_PER_SAVE = 2
 """A killed training loses at most so many checks' worth of steps."""
 
@@ -36,8 +34,9 @@ class Outcome:
 def train(spec: Training, task: Task, windows: list[int], length: int, env: Env, name: str = "training") -> Outcome:
     """Spend the token budget on `windows` of `length` tokens, each used once before any is used again.
 
-    A check measures the student as it would be stored, on windows never trained on. The best one is kept if its paired
-    95 % bootstrap interval against the input lies below 0; else the input stays. InputError when a loss is not finite.
+    A check measures the student as it would be stored, on windows never trained on. The best one is kept if the paired
+    95 % bootstrap interval against the input lies below 0, each window measured at the check that the windows of the
+    other half choose; else the input stays. InputError when a loss is not finite.
     """
     steps = steps_of(spec, length)
     rated = task.student.variables(spec, steps)
@@ -47,7 +46,7 @@ def train(spec: Training, task: Task, windows: list[int], length: int, env: Env,
     progress = Progress() if path is None else load(path, variables, optimizer, env.note)
     if not progress.curve:
         rows = task.measure(task.given)
-        progress = Progress(curve=[{"step": 0, "held_out": mean(rows)}], first_rows=rows, best_rows=rows)
+        progress = Progress(curve=[{"step": 0, "held_out": mean(rows)}], checks=[rows])
     while progress.step < steps and not _enough(spec, progress):
         progress.step += 1
         factor = share(progress.step, steps, spec.schedule)
@@ -88,11 +87,10 @@ def _check(progress: Progress, task: Task, spec: Training, factor: float) -> Non
     held_out = _finite(mean(rows), progress, spec, factor)
     trained = sum(progress.losses) / len(progress.losses)
     progress.curve.append({"step": progress.step, "held_out": held_out, "train": trained})
+    progress.checks.append(rows)
     progress.losses = []
-    if held_out < progress.lowest:
-        progress.lowest, progress.lowest_step = held_out, progress.step
-    if held_out < mean(progress.best_rows):
-        progress.best_step, progress.best_rows, progress.best = progress.step, rows, tensors_of(task.student)
+    if best_of(progress.held_out) == len(progress.curve) - 1:
+        progress.best = tensors_of(task.student)
 
 
 def _enough(spec: Training, progress: Progress) -> bool:
@@ -100,32 +98,18 @@ def _enough(spec: Training, progress: Progress) -> bool:
 
     The input is none: a method that rounds anew begins above it, and may fall at every check.
     """
-    return progress.step - progress.lowest_step >= spec.patience * spec.check_every
-
-
-def mean(rows: Rows) -> float:
-    """Loss per predicted position over held-out windows."""
-    return sum(r["loss"] * r["tokens"] for r in rows) / sum(r["tokens"] for r in rows)
-
-
-def judge(before: Rows, after: Rows, seed: int, measure: str) -> tuple[dict[str, Any], bool]:
-    """Facts of a comparison on held-out windows, and whether `after` is better beyond the interval."""
-    gap = difference(after, before, draw(len(before), RESAMPLES, seed), "loss")
-    better = gap.high < 0 and len(before) > 1  # one window has no interval
-    facts = {
-        "measure": measure,
-        "before": mean(before),
-        "after": mean(after if better else before),
-        "difference": gap.model_dump(),
-    }
-    return facts, better
+    trained = progress.held_out[1:]
+    return len(trained) > spec.patience and best_of(trained) < len(trained) - spec.patience
 
 
 def _outcome(progress: Progress, measure: str, windows: int, length: int, spec: Training) -> Outcome:
-    facts, better = judge(progress.first_rows, progress.best_rows, spec.seed, measure)
+    best = best_of(progress.held_out)
+    facts, better = judge(progress.checks[0], crossed(progress.checks), spec.seed, measure)
+    better = better and best > 0
+    facts["after"] = progress.held_out[best if better else 0]
     passes, steps = progress.seen / windows, steps_of(spec, length)
     facts |= {
-        "step_kept": progress.best_step if better else 0,
+        "step_kept": int(progress.curve[best]["step"]) if better else 0,
         "steps": progress.step,
         "steps_planned": steps,
         "tokens": progress.seen * length,
@@ -150,11 +134,12 @@ def _notes(progress: Progress, better: bool, passes: float, steps: int) -> list[
 def _finite(value: float, progress: Progress, spec: Training, factor: float) -> float:
     if math.isfinite(value):
         return value
+    best = progress.curve[best_of(progress.held_out)]
     rates = ", ".join(f"{n} {r * factor:.3g}" for n, r in spec.rates if isinstance(r, float))
     raise InputError(
         "training diverged",
         where=f"step {progress.step}, learning rates {rates}",
-        got=f"loss {value}; the best so far was {mean(progress.best_rows):.4g} at step {progress.best_step}",
+        got=f"loss {value}; the best so far was {best['held_out']:.4g} at step {best['step']}",
         wanted="a finite loss",
         fix="lower `rates` on the node; nothing of the selection it started from is lost",
     )

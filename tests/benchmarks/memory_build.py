@@ -110,7 +110,7 @@ def build(
     keep = [f"layers.{block}.*" for block in kept]
     text = {name: str(folder / f"{name}.jsonl") for name in ("calibrate", "evaluate")}
     windows = {f"{name}_windows": 4 for name in ("calibrate", "score", "evaluate")}
-    recode = {"method": "recode", "recode": {"passes": passes, "windows": 4}, "held_out": 4}
+    recode = {"method": "recode", "recode": {"passes": passes, "windows": 6}, "held_out": 6}
     opened = open_build(
         folder, formats=["int4-g128", "int8-g128"], method="rtn", sensitivity="fisher", batch=2,
         distill=recode if passes else None,

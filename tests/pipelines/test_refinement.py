@@ -29,7 +29,7 @@ BASE: dict[str, Any] = {
     "check_every": 2,
     "rates": {"codes": 0.2, "scales": 1e-2},
 }
-WILD = {"rates": {"codes": 1.0, "scales": 0.5}, "check_every": 1}
+WILD = {"rates": {"codes": 1.0, "scales": 0.5}, "schedule": {"warmup": 0.5}, "check_every": 1}
 OUTPUTS = {"scope": "blocks", "objective": [{"kind": "outputs"}]}
 WIDE = {"scope": {"kind": "blocks", "width": 2}, "objective": [{"kind": "outputs"}]}
 CHANGES: list[tuple[str, dict[str, Any], Any]] = [
@@ -50,7 +50,7 @@ CHANGES: list[tuple[str, dict[str, Any], Any]] = [
     ("rates", {}, {**BASE["rates"], "by_bits": {"2": 0.1}}),
     ("tokens", {}, 4 * 4 * 16),
     ("batch", {}, 2),
-    ("held_out", {}, 4),
+    ("held_out", {}, 6),
     ("check_every", {}, 3),
     ("patience", WILD, 1),
     ("precision", {}, "bf16"),

@@ -67,9 +67,9 @@ def test_bytes_are_those_that_the_step_asks_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "said"), [(5, "by 5 of "), (5000, "; 5000 were asked for: give more text")])
 def test_the_text_of_recoding_is_said_too(asked: int, said: str, tmp_path: Path) -> None:
-    build = open_build(tmp_path, distill={"method": "recode", "recode": {"windows": asked}, "held_out": 4})
+    build = open_build(tmp_path, distill={"method": "recode", "recode": {"windows": asked}, "held_out": 8})
     (note,) = text_notes(build.runner)
     windows = windows_found(build, tmp_path)
-    kept = held_out_of(windows, 4)
+    kept = held_out_of(windows, 8)
     assert note.startswith("recoded: chooses codes by ") and said in note
     assert f"{windows - kept} windows of text beside {kept} held-out ones" in note

@@ -145,7 +145,7 @@ def test_plain_transformers_loads_a_mixture_whose_experts_share_a_format(family:
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 def test_a_mixture_is_trained_and_packed_in_our_container(family: str, tmp_path: Path) -> None:
     folder = with_model(tmp_path, family)
-    trained = {"tokens": 64, "batch": 2, "held_out": 2, "check_every": 1}
+    trained = {"tokens": 64, "batch": 2, "held_out": 6, "check_every": 1}
     metas = finished(folder, pack="bitsmith", distill=trained, embeddings="int4-g32", budget={"bits_per_weight": 3.5})
     assert gates(metas)["weights_match"] and gates(metas)["size_as_predicted"]
     with pytest.raises(InputError, match="some experts of a block are kept"):

@@ -48,7 +48,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "budget": {"bits_per_weight": 3.8},
         "formats": ["int2-g32", "int3-g32", "int4-g64", "int8-g64"],
         "sensitivity": "kl_probe",
-        "distill": {"tokens": 128, "batch": 2, "held_out": 2, "check_every": 1},
+        "distill": {"tokens": 128, "batch": 2, "held_out": 6, "check_every": 1},
         "gates": {"beats_uniform": False},
         "samples": 0,
         **changes,

@@ -21,7 +21,7 @@ from steps.distill.relative import as_stored
 from steps.distill.resume import Progress
 from steps.distill.schedule import split
 from steps.distill.student import FINAL_NORM, student, tensors_of
-from steps.distill.train import _check, _enough, judge
+from steps.distill.train import _check, _enough
 from steps.distill.whole import Pair, WholeTask
 from steps.model.overlay import overlay
 from steps.model.stream import Stream
@@ -169,14 +169,14 @@ def test_it_stops_when_the_held_out_windows_get_no_better() -> None:
 def test_patience_counts_from_the_best_trained_student_not_from_the_input() -> None:
     """What rounds anew begins above the input, and may fall at every check."""
     spec = Distill(step="distill", check_every=1, patience=2)
-    progress = Progress(first_rows=[{"tokens": 9.0, "loss": 1.0}], best_rows=[{"tokens": 9.0, "loss": 1.0}])
+    progress = Progress(curve=[{"step": 0, "held_out": 1.0}])
     enough = []
     for progress.step, loss in enumerate((9.0, 8.0, 7.0, 6.0, 6.5, 6.5), start=1):
         progress.losses = [loss]
         task: Any = SimpleNamespace(measure=lambda student, loss=loss: [{"tokens": 9.0, "loss": loss}], student=None)
         _check(progress, task, spec, 1.0)
         enough.append(_enough(spec, progress))
-    assert enough == [False] * 5 + [True] and progress.best_step == 0
+    assert enough == [False] * 5 + [True] and not progress.best
 
 
 def test_training_again_starts_from_the_given_norms() -> None:
@@ -252,20 +252,3 @@ def test_stored_values_pass_gradients_straight_through() -> None:
     assert torch.equal(stored, value.detach().bfloat16().float())
     stored.sum().backward()
     assert value.grad is not None and torch.equal(value.grad, torch.ones(2))
-
-
-@pytest.mark.parametrize(
-    ("kept", "said"), [((0, 0), ["early", distill.KEPT_INPUT]), ((0, 8), ["early"]), ((4, 8), ["early"])]
-)
-def test_blocks_together_kept_their_input_only_if_each_did(kept: tuple[int, int], said: list[str]) -> None:
-    notes = [[] if step else [distill.KEPT_INPUT] for step in kept]
-    found = [{"step_kept": step, "notes": ["early", *each]} for step, each in zip(kept, notes, strict=True)]
-    assert distill.notes_of(found) == said
-
-
-def test_one_window_alone_decides_for_the_input() -> None:
-    """It has no interval, and whatever is lower would seem better beyond it."""
-    for windows, better in ((1, False), (2, True)):
-        before, after = ([{"tokens": 9.0, "loss": loss}] * windows for loss in (2.0, 1.0))
-        facts, found = judge(before, after, 0, "KL")
-        assert found is better and facts["after"] == (1.0 if better else 2.0)

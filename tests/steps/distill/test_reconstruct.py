@@ -15,6 +15,7 @@ from schemas.distill import Distill, Join, Reconstruct, Training
 from schemas.errors import InputError
 from steps.distill import join, reconstruct
 from steps.distill import run as distill
+from steps.distill.judge import KEPT_INPUT
 from steps.model.structure import block_prefix, embedding_unit, head_unit
 from steps.step import Env, Output, Value
 
@@ -27,6 +28,7 @@ ROW: dict[str, Any] = {
     "check_every": 8,
     "tokens": 24 * 8 * 16,
 }
+JOIN = Join(step="join", held_out=ROW["held_out"])
 
 
 class Digested(dict[str, Value]):
@@ -53,7 +55,8 @@ def streamed(model: Output, selection: Output) -> tuple[Output, list[Output]]:
         refined.append(found["selection"])
         hidden = found["hidden"]
     blocks = Output(children={str(k): part for k, part in enumerate(refined)})
-    return join.run(Join(step="join"), {"selection": selection, "refined": blocks}, Env())["selection"], refined
+    inputs = {"model": model, "tokens": TOKENS, "selection": selection, "refined": blocks}
+    return join.run(JOIN, inputs, Env())["selection"], refined
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
@@ -79,9 +82,48 @@ def test_streamed_blocks_are_the_resident_ones_bit_for_bit(family: str) -> None:
     facts = found.meta["distilled"]
     blocks = whole.meta["distilled"]["blocks"]
     assert [part.meta["distilled"]["curve"] for part in refined] == [block["curve"] for block in blocks]
-    assert facts["after"] < facts["before"] and facts["measure"] == "block error"
+    assert facts["after"] < facts["before"] and facts["measure"] == "KL"
+    assert {**facts, "before": 0, "after": 0, "difference": 0} == {
+        **whole.meta["distilled"],
+        "before": 0,
+        "after": 0,
+        "difference": 0,
+    }
+    for name in ("before", "after"):
+        assert facts[name] == pytest.approx(whole.meta["distilled"][name], rel=1e-4)
     assert facts["untrained"] == whole.meta["distilled"]["untrained"] == ["embed_tokens", "lm_head"]
     assert found.meta["plan"] == selection.meta["plan"]
+
+
+def test_blocks_that_make_the_whole_worse_are_not_kept() -> None:
+    model = tiny_value(dtype=torch.bfloat16)
+    selection, worse = selection_of(model, "int4-g32"), selection_of(model, "int2-g32")
+    facts = {"step_kept": 8, "steps": 8, "steps_planned": 8, "tokens": 64, "passes": 1.0, "notes": []}
+    blocks = {
+        str(k): Output({"distilled": facts}, children=units_view(Output(children=Digested(worse.children)), k).children)
+        for k in range(model.meta["config"]["num_hidden_layers"])
+    }
+    inputs = {"model": model, "tokens": TOKENS, "selection": selection, "refined": Output(children=blocks)}
+    found = join.run(JOIN, inputs, Env())["selection"]
+    assert found.children == selection.children
+    told = found.meta["distilled"]
+    assert told["step_kept"] == 0 and told["before"] == told["after"] and told["difference"]["low"] > 0
+    assert KEPT_INPUT in told["notes"] and [block["step_kept"] for block in told["blocks"]] == [8] * len(blocks)
+    kept = join.run(
+        JOIN,
+        {
+            **inputs,
+            "selection": worse,
+            "refined": Output(
+                children={
+                    k: Output(block.meta, children={u: selection.children[u] for u in block.children})
+                    for k, block in blocks.items()
+                }
+            ),
+        },
+        Env(),
+    )["selection"]
+    assert kept.children == selection.children and kept.meta["distilled"]["step_kept"] == 8 * len(blocks)
 
 
 def test_what_leaves_a_block_is_what_its_refined_weights_compute() -> None:

@@ -13,7 +13,9 @@ from steps.distill.memory import available_bytes, block_bytes, check_fits, train
 from steps.distill.schedule import share, split, steps_of, windows_of
 
 
-@pytest.mark.parametrize(("windows", "held_out", "kept"), [(2, 1, 1), (2, 9, 1), (10, 2, 2), (10, 9, 2), (500, 24, 24)])
+@pytest.mark.parametrize(
+    ("windows", "held_out", "kept"), [(12, 6, 6), (12, 9, 6), (40, 6, 6), (40, 9, 8), (500, 24, 24)]
+)
 def test_split_is_a_partition_with_both_sides(windows: int, held_out: int, kept: int) -> None:
     train, out = split(windows, held_out, seed=0)
     assert sorted(train + out) == list(range(windows))
@@ -22,7 +24,7 @@ def test_split_is_a_partition_with_both_sides(windows: int, held_out: int, kept:
 
 
 def test_every_window_is_used_once_before_any_is_used_again() -> None:
-    train, out = split(25, 5, seed=1)
+    train, out = split(26, 6, seed=1)
     used = list(itertools.chain(*(windows_of(step, 6, train) for step in range(1, 11))))
     assert len(used) == 60 and not set(used) & set(out)
     assert used[:20] == train and used[20:40] == train
