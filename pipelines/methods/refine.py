@@ -46,13 +46,13 @@ def autoround() -> Distill:
 
     Differs from the paper: every window is used once (there: 200 steps over 128 to 512 sequences), a block is judged on
     held-out windows (there: by its training loss), one scale factor instead of separate minimum and maximum (zero
-    points stay), a fixed rate (there: one over the steps; at 48 steps of the demo that ended at 0.01185 instead of
-    0.01400 from candidates rounded to nearest).
+    points stay), at a rate that does not follow the steps: on the demo from candidates rounded to nearest, 96 steps, KL
+    on held-out windows fell from 0.02961 to 0.00937 so, and to 0.00960 with the offsets' rate.
     """
     return Distill(
         step="distill",
         codes=Offsets(kind="offsets"),
-        rates=Rates(codes=5e-3, scales=5e-3),
+        rates=Rates(codes="auto", scales=5e-3),
         optimizer=SignDescent(kind="sign"),
         schedule=Schedule(warmup=0, shape="linear"),
         objective=(Outputs(kind="outputs"),),
