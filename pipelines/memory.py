@@ -97,7 +97,8 @@ def _passes(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[tuple[Fisher 
     for node in recipe.nodes.values():
         if isinstance(node.spec, Fisher | FisherRows | Recode):
             there, length = _text(recipe, node, config)
-            yield node.spec, node.spec.windows if isinstance(node.spec, Recode) else there, length
+            asked_for = node.spec.windows if isinstance(node.spec, Recode) else there
+            yield node.spec, min(asked_for, there or asked_for), length
 
 
 def _text(recipe: Recipe, node: Node, config: Mapping[str, Any]) -> tuple[int, int]:

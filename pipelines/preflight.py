@@ -14,6 +14,7 @@ from pipelines.graph import Bound
 from pipelines.held_out import check_held_out
 from pipelines.memory import memory, scratch
 from pipelines.packings import engine_notes
+from pipelines.supply import as_found
 from pipelines.training import check_memory, memory_needed, text_notes
 from schemas.allocate import Allocate, Pin
 from schemas.artifact import Unit
@@ -86,15 +87,16 @@ def check(build: Build, here: bool = True) -> Forecast:
     _check_not_above(allocate.budget, reach)
     if here:
         check_memory(runner)
+    found = as_found(runner)
     forecast = Forecast(
         packed_bytes=reach.file_bytes,
         linear_bits_per_weight=reach.linear_bits_per_weight,
         file_bits_per_weight=reach.file_bits_per_weight,
         disk_needed=_disk(offered) + reach.file_bytes[1] + SPARE_DISK,
         disk_free=_free_disk(build.where.store),
-        scratch_needed=scratch(recipe, model.meta),
+        scratch_needed=scratch(found, model.meta),
         scratch_free=_free_disk(str(build.where.cache)),
-        memory_needed=max([memory(recipe, offered, model.meta), *memory_needed(runner).values()]),
+        memory_needed=max([memory(found, offered, model.meta), *memory_needed(runner).values()]),
         memory_free=_free_memory(),
         notes=(
             *_length_notes(recipe, model.meta),

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from schemas.distill import Adam, Training
+from schemas.distill import Adam, Blocks, Distill, Training
 from schemas.errors import InputError
 from schemas.mixture import mixture
+from steps.distill.schedule import held_out_of
 from steps.model.structure import block_prefix
 
 FP32, INT16 = 4, 2
@@ -17,19 +18,27 @@ LOGITS = 7
 """Rows of logits per position at the peak of the loss: both models', log-probabilities and gradients; counted."""
 
 
-def training_bytes(spec: Training, meta: Mapping[str, Any], tokens: int) -> int:
+def batch_tokens(spec: Training, windows: int, length: int) -> int:
+    """Tokens of the largest batch that training takes of so many windows of `length` tokens."""
+    return min(spec.batch, windows - held_out_of(windows, spec.held_out)) * length
+
+
+def training_bytes(spec: Training, meta: Mapping[str, Any], tokens: int, all_tokens: int = 0) -> int:
     """Memory that training the whole model on batches of `tokens` tokens takes at least, in bytes.
 
     The original's weights in fp32; of every linear the codes twice (as given, as trained) in int16, dequantized weights
-    with their gradients in fp32 and, when codes are trained, the variable with its gradient and Adam's two moments; and
-    per token the activations a backward pass keeps: see `_activations`, and 7 rows of logits.
+    with their gradients in fp32 and, when codes are trained, the variable with its gradient and Adam's two moments; per
+    token of a batch the activations a backward pass keeps (see `_activations`), and 7 rows of logits; and, where blocks
+    are trained in turn, what enters a block in both models and its target for `all_tokens`, as in `block_bytes`.
     """
     config, shapes = meta["config"], meta["shapes"]
     weights = sum(_numel(shape) for shape in shapes.values())
     linears = sum(_numel(s) for name, s in shapes.items() if name.startswith("model.layers.") and len(s) > 1)
     blocks = sum(_activations(config, block) for block in range(int(config["num_hidden_layers"])))
     per_token = blocks + LOGITS * int(config["vocab_size"])
-    return FP32 * weights + linears * per_weight(spec) + FP32 * tokens * per_token
+    by_blocks = isinstance(spec, Distill) and isinstance(spec.scope, Blocks)
+    waiting = 3 * all_tokens * int(config["hidden_size"]) if by_blocks else 0
+    return FP32 * weights + linears * per_weight(spec) + FP32 * (tokens * per_token + waiting)
 
 
 def block_bytes(spec: Training, meta: Mapping[str, Any], block: int, tokens: int, all_tokens: int) -> int:
