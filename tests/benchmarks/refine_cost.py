@@ -3,9 +3,11 @@
     OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support python tests/benchmarks/refine_cost.py [--batch 4 16] [--hidden 1024]
 
 Bare is the forward and backward pass of the student with weights that are at hand, and the forward pass of the teacher;
-a step adds rounding, scales, norms and the optimizer. Seconds are of the processor, medians of alternating repeats. The
-goal is 1.3. Memory is what a process of its own grows by while it refines one block by itself (`reconstruct`; Linux
-alone tells); the goal is 1.2 of the estimate that pre-flight goes by.
+a step adds rounding, scales, norms and the optimizer; the goal is 1.3. The second figure adds a step's share of the
+checks: the default's held-out windows every `check_every` steps, without the pass of the original over them, which is
+made once. Seconds are of the processor, medians of alternating repeats. Memory is what a process of its own grows by
+while it refines one block by itself (`reconstruct`; Linux alone tells); the goal is 1.2 of the estimate that pre-flight
+goes by.
 """
 
 from __future__ import annotations
@@ -41,21 +43,22 @@ DEMO = Path("pipelines/demo/model")
 LENGTH, REPEATS, MIB = 256, 7, 2**20
 
 
-def step_cost(batch: int) -> tuple[float, float]:
-    """Seconds of a whole step and of the bare passes, on the demo model with 3-bit codes."""
+def step_cost(batch: int) -> tuple[float, float, float]:
+    """Seconds of a whole step, of a check and of the bare passes, on the demo model with 3-bit codes."""
     folder = FolderModel(DEMO)
     model = Output(folder.meta, {name: folder.tensors[name] for name in folder.meta["shapes"]})
-    selection, tokens = selection_of(model, "int3-g64"), tiny_tokens(batch, LENGTH)
+    spec = Distill(step="distill")
+    selection, tokens = selection_of(model, "int3-g64"), tiny_tokens(batch + spec.held_out, LENGTH, ragged=False)
     original = Stream(model)
     pair = Pair(original, Stream(overlay(model, selection)), all_blocks(original))
-    spec, blocks = Distill(step="distill"), range(original.blocks)
-    trained = student(spec, model, selection, blocks, True, "cpu")
-    task = WholeTask((Logits(kind="logits"),), pair, trained, trained, tokens, [0])
+    trained = student(spec, model, selection, range(original.blocks), True, "cpu")
+    windows, kept_out = range(batch), range(batch, batch + spec.held_out)
+    task = WholeTask((Logits(kind="logits"),), pair, trained, trained, tokens, kept_out)
     rated = trained.variables(spec, 100)
     optimizer = build_optimizer(spec.optimizer, [variable for variable, _ in rated])
     for group, (_, rate) in zip(optimizer.param_groups, rated, strict=True):
         group["lr"] = rate
-    windows, part = list(range(batch)), take(tokens, range(batch))
+    part = take(tokens, windows)
     per_block, norm = weights_of(trained, original.blocks, hard=False)
     leaves = [{n: w.detach().requires_grad_() for n, w in weights.items()} for weights in per_block]
 
@@ -66,6 +69,9 @@ def step_cost(batch: int) -> tuple[float, float]:
         for matrix in trained.matrices.values():
             matrix.code.project()
 
+    def check() -> None:
+        task.measure(trained)
+
     def bare() -> None:
         original_PV = pair.original.logits(pair.target(part))
         student_PV = pair.quantized.logits(pair.hidden((leaves, {n: w.detach() for n, w in norm.items()}), part))
@@ -74,8 +80,9 @@ def step_cost(batch: int) -> tuple[float, float]:
             for weight in weights.values():
                 weight.grad = None
 
-    pairs = [(seconds(whole), seconds(bare)) for _ in range(REPEATS + 1)][1:]
-    return statistics.median(w for w, _ in pairs), statistics.median(b for _, b in pairs)
+    rounds = [(seconds(whole), seconds(check), seconds(bare)) for _ in range(REPEATS + 1)][1:]
+    whole_s, check_s, bare_s = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return whole_s, check_s, bare_s
 
 
 def seconds(call: Callable[[], None]) -> float:
@@ -124,11 +131,13 @@ def main() -> int:
     if options.child:
         refine_block(options.hidden)
         return 0
-    worst = 0.0
+    worst, spec = 0.0, Distill(step="distill")
     for batch in options.batch:
-        whole, bare = step_cost(batch)
+        whole, check, bare = step_cost(batch)
         worst = max(worst, whole / bare)
         print(f"{batch} windows of {LENGTH}: step {whole:.3f} s, bare passes {bare:.3f} s, ratio {whole / bare:.2f}")
+        share = check / spec.check_every
+        print(f"  with checks of {check:.3f} s each: {whole + share:.3f} s, ratio {(whole + share) / bare:.2f}")
     grown, estimate = measured(options.hidden)
     print(
         f"one block, {options.hidden} wide: {grown:.0f} MiB more, estimate {estimate:.0f}, ratio {grown / estimate:.2f}"
