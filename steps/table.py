@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schemas.allocate import Additivity, Allocate, Choose, Select
+from schemas.artifact import PortType
 from schemas.base import Spec
 from schemas.calibrate import Calibrate, ModelSource, Reference, TextSource, Tokenize
 from schemas.distill import Distill, Join, Recode, Reconstruct
@@ -25,6 +26,20 @@ from schemas.verify import Evaluate, Generate, Measure, Verify
 from steps.step import Step
 
 MODEL_LIBRARIES = ("torch", "transformers")
+PACKED_LIBRARIES = (*MODEL_LIBRARIES, "compressed-tensors")
+
+
+def _scores(spec: type[Spec], name: str, *ports: PortType, libraries: tuple[str, ...] = ("torch",)) -> Step:
+    """A way to score all candidates at once; ports are named by their types."""
+    return Step(
+        spec=spec,
+        module=f"steps.sensitivity.{name}",
+        inputs={port: port for port in ports},
+        outputs={"scores": "scores"},
+        scope="model",
+        libraries=libraries,
+    )
+
 
 STEPS: tuple[Step, ...] = (
     Step(
@@ -86,66 +101,14 @@ STEPS: tuple[Step, ...] = (
         libraries=MODEL_LIBRARIES,
         optional=frozenset({"plan"}),
     ),
-    Step(
-        spec=Fisher,
-        module="steps.sensitivity.fisher",
-        inputs={"model": "model", "candidates": "candidates", "tokens": "tokens"},
-        outputs={"scores": "scores"},
-        scope="model",
-        libraries=MODEL_LIBRARIES,
-    ),
-    Step(
-        spec=FisherRows,
-        module="steps.sensitivity.fisher_rows",
-        inputs={"model": "model", "candidates": "candidates", "tokens": "tokens"},
-        outputs={"scores": "scores"},
-        scope="model",
-        libraries=MODEL_LIBRARIES,
-    ),
-    Step(
-        spec=Hutchinson,
-        module="steps.sensitivity.hutchinson",
-        inputs={"model": "model", "candidates": "candidates", "tokens": "tokens"},
-        outputs={"scores": "scores"},
-        scope="model",
-        libraries=MODEL_LIBRARIES,
-    ),
-    Step(
-        spec=OutputError,
-        module="steps.sensitivity.output_error",
-        inputs={"candidates": "candidates"},
-        outputs={"scores": "scores"},
-        scope="model",
-    ),
-    Step(
-        spec=SizeNormalised,
-        module="steps.sensitivity.size_normalised",
-        inputs={"candidates": "candidates"},
-        outputs={"scores": "scores"},
-        scope="model",
-    ),
-    Step(
-        spec=WeightError,
-        module="steps.sensitivity.weight_error",
-        inputs={"model": "model", "candidates": "candidates"},
-        outputs={"scores": "scores"},
-        scope="model",
-    ),
-    Step(
-        spec=LIM,
-        module="steps.sensitivity.lim",
-        inputs={"model": "model", "candidates": "candidates", "tokens": "tokens"},
-        outputs={"scores": "scores"},
-        scope="model",
-        libraries=MODEL_LIBRARIES,
-    ),
-    Step(
-        spec=ZD,
-        module="steps.sensitivity.zd",
-        inputs={"model": "model", "candidates": "candidates"},
-        outputs={"scores": "scores"},
-        scope="model",
-    ),
+    _scores(Fisher, "fisher", "model", "candidates", "tokens", libraries=MODEL_LIBRARIES),
+    _scores(FisherRows, "fisher_rows", "model", "candidates", "tokens", libraries=MODEL_LIBRARIES),
+    _scores(Hutchinson, "hutchinson", "model", "candidates", "tokens", libraries=MODEL_LIBRARIES),
+    _scores(OutputError, "output_error", "candidates"),
+    _scores(SizeNormalised, "size_normalised", "candidates"),
+    _scores(WeightError, "weight_error", "model", "candidates"),
+    _scores(LIM, "lim", "model", "candidates", "tokens", libraries=MODEL_LIBRARIES),
+    _scores(ZD, "zd", "model", "candidates"),
     Step(
         spec=Rescore,
         module="steps.sensitivity.rescore",
@@ -264,7 +227,7 @@ STEPS: tuple[Step, ...] = (
         },
         outputs={"evaluation": "evaluation"},
         scope="model",
-        libraries=(*MODEL_LIBRARIES, "compressed-tensors"),
+        libraries=PACKED_LIBRARIES,
         optional=frozenset({"plan", "uniform"}),
     ),
     Step(
@@ -273,7 +236,7 @@ STEPS: tuple[Step, ...] = (
         inputs={"packed": "packed", "model": "model", "tokens": "tokens"},
         outputs={"generations": "generations"},
         scope="model",
-        libraries=(*MODEL_LIBRARIES, "compressed-tensors"),
+        libraries=PACKED_LIBRARIES,
     ),
     Step(
         spec=Verify,
@@ -291,7 +254,7 @@ STEPS: tuple[Step, ...] = (
         },
         outputs={"verdict": "verdict"},
         scope="model",
-        libraries=(*MODEL_LIBRARIES, "compressed-tensors"),
+        libraries=PACKED_LIBRARIES,
         optional=frozenset({"plan", "allocated", "uniform", "greedy"}),
     ),
 )
