@@ -20,7 +20,8 @@ LOGITS = 7
 
 def batch_tokens(spec: Training, windows: int, length: int) -> int:
     """Tokens of the largest batch that training takes of so many windows of `length` tokens."""
-    return min(spec.batch, windows - held_out_of(windows, spec.held_out)) * length
+    fresh = max(windows - held_out_of(windows, spec.held_out), 1)  # of fewer windows than can be split, refused later
+    return min(spec.batch, fresh) * length
 
 
 def training_bytes(spec: Training, meta: Mapping[str, Any], tokens: int, all_tokens: int = 0) -> int:
