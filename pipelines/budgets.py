@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from pipelines.recorded import Recorded, lost
+from pipelines.recorded import Recorded
 from schemas.allocate import Allocate, Allocator, Lagrangian, Pin
 from schemas.budget import Budget
 from schemas.errors import InputError
@@ -25,7 +25,7 @@ from steps.allocate.program import program_of, without_dominated
 from steps.allocate.run import allowed_of, sizing_of
 from steps.allocate.sizing import Sizing
 from steps.allocate.table import Table, read
-from store.errors import Unavailable
+from store.errors import Unavailable, lost
 
 POINTS = 25
 """Budgets of a front."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.assemble import build_digest
+from pipelines.delivery import still_delivered
 from pipelines.drive import Built, NotCached, look_up
 from pipelines.expand import expand
 from pipelines.recipe_file import load_recipe
@@ -49,13 +49,16 @@ def recorded(build: Build, built: Built) -> Report | None:
 
 
 def from_traces(build: Build, started: float) -> Report | None:
-    """The recorded report of a build of which every trace hits, with this run's node table; else None."""
+    """The recorded report of a build of which every trace hits, with this run's node table; else None.
+
+    None as well when a folder that it delivered is gone, or the store has lost what was packed.
+    """
     try:
         built: Built = look_up(build.runner)
+        report = recorded(build, built)
+        if report is None or not still_delivered(report, build.runner.store.artifacts):
+            return None
     except (NotCached, Unavailable):
-        return None
-    report = recorded(build, built)
-    if report is None or not all(Path(p.path).is_dir() for p in (report.packed, *(o.packed for o in report.also))):
         return None
     return report.model_copy(update={"nodes": built.rows, "seconds": round(time.perf_counter() - started, 3)})
 

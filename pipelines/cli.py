@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.interrupts import end_at_once, heeded
 from schemas.errors import InputError
 from steps.verify.options import LOAD_HELP, LOADINGS, split
+from store.errors import Unavailable, lost
 
 EXIT_GATES, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -167,6 +168,8 @@ def _say(error: BaseException) -> int:
             "\ninterrupted; everything finished so far is in the store, run the same command to go on", file=sys.stderr
         )
         return EXIT_INTERRUPTED
+    if isinstance(error, Unavailable):
+        error = lost(error)
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT

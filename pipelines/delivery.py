@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.build import Build
 from pipelines.drive import Built
 from pipelines.graph import Bound
 from pipelines.run import Runner
 from schemas.pack import Pack
 from schemas.report import AlsoPacked, Packed, Report
 from schemas.verify import Verify
-from steps.pack.folder import write_json
+from store.artifacts import Artifacts
+from store.errors import Missing
+
+if TYPE_CHECKING:
+    from pipelines.build import Build
 
 NOTE = "bitsmith-build.json"
 """Beside the packed files, not one of them: two recipes that come to the same weights give the same folder."""
@@ -37,11 +42,30 @@ def folder_of(build: Build, digest: str) -> Path:
 
 
 def export(build: Build, digest: str) -> Path:
-    """The artifact's folder, written unless it is there."""
-    folder = folder_of(build, digest)
-    if not folder.exists():
-        build.runner.store.artifacts.export(digest, folder)
+    """The artifact's folder, written unless it is there, mended if it is. Unavailable if the store lost any of it."""
+    artifacts, folder = build.runner.store.artifacts, folder_of(build, digest)
+    if folder.is_dir():
+        _mend(artifacts, digest, folder)
+    else:
+        artifacts.export(digest, folder)
     return folder
+
+
+def still_delivered(report: Report, artifacts: Artifacts) -> bool:
+    """Whether all folders of a recorded build are there, mended if need be. Unavailable as for `export`."""
+    packed = (report.packed, *(each.packed for each in report.also))
+    if not all(Path(each.path).is_dir() for each in packed):
+        return False
+    for each in packed:
+        _mend(artifacts, each.digest, Path(each.path))
+    return True
+
+
+def _mend(artifacts: Artifacts, digest: str, folder: Path) -> None:
+    if lost := artifacts.missing(digest):
+        raise Missing(min(lost), artifacts.blobs.url)
+    if names := artifacts.mend(digest, folder):
+        print(f"note: {folder}: exported again, missing or changed: {', '.join(names)}", file=sys.stderr)
 
 
 def deliver_others(build: Build, built: Built) -> tuple[AlsoPacked, ...]:
@@ -82,4 +106,5 @@ def write_notes(report: Report) -> None:
         "libraries": report.libraries,
     }
     for packed in (report.packed, *(each.packed for each in report.also)):
-        write_json(Path(packed.path) / NOTE, note)
+        path = Path(packed.path) / NOTE
+        path.write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", "utf-8")

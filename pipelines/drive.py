@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipelines.graph import Bound
 from pipelines.run import NodeState, Runner
@@ -28,6 +30,9 @@ class Built:
 
     outputs: Outputs
     rows: tuple[NodeRow, ...]
+
+
+Result = TypeVar("Result")
 
 
 class NotCached(Exception):
@@ -56,12 +61,22 @@ def states(runner: Runner) -> Iterator[tuple[Bound, NodeState | None]]:
 
 def drive(runner: Runner, execute: Execute, on_cached: Callable[[NodeRow], None] = lambda row: None) -> Built:
     """Run every node; damaged or missing objects are found, their makers run again, and the build goes on."""
+    return drive_and_use(runner, execute, lambda built: built, on_cached)
+
+
+def drive_and_use(
+    runner: Runner,
+    execute: Execute,
+    use: Callable[[Built], Result],
+    on_cached: Callable[[NodeRow], None],
+) -> Result:
+    """Run every node, then `use` what came out; what `use` finds damaged is made again too, and it is called anew."""
     outputs: Outputs = {}
     computed: Counter[str] = Counter()
     for attempt in range(RECOVERIES + 1):
         try:
             rows = tuple(_node(runner, bound, outputs, execute, on_cached, computed) for bound in runner.bound)
-            return Built(outputs, rows)
+            return use(Built(outputs, rows))
         except Unavailable as damage:
             if attempt == RECOVERIES:
                 raise InputError(
@@ -69,6 +84,7 @@ def drive(runner: Runner, execute: Execute, on_cached: Callable[[NodeRow], None]
                     where=str(damage),
                     fix="check its disk, run `bitsmith fsck`, then run the build again",
                 ) from damage
+            print(f"note: {damage}; what is damaged is made again", file=sys.stderr)
             runner.distrust_damaged(outputs, thorough=attempt > 0)
     raise AssertionError("unreachable")
 

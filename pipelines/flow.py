@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from prefect.states import Completed
 from pipelines.build import Build, prepare
 from pipelines.dead_runs import bury
 from pipelines.distribution import Cluster, Distribution, RunnerKind, cluster
-from pipelines.drive import Built, Execute, Outputs, drive
+from pipelines.drive import Built, Execute, Outputs, Result, drive_and_use
 from pipelines.finish import check_gates, finish
 from pipelines.preflight import check
 from pipelines.progress import Watch, watch
@@ -104,23 +103,29 @@ def carry_out(build: Build, device: str, distribution: Distribution) -> Report:
     check_tracking(build.where.tracking)
     check(build, here=distribution.scheduler is None)
     flow_run = str(runtime.flow_run.id or "") or None
-    with computed(build, device, distribution, flow_run) as built:
+
+    def report(built: Built) -> Report:
         return finish(build, built, flow_run, time.perf_counter() - started)
 
+    return compute(build, device, distribution, flow_run, report)
 
-@contextmanager
-def computed(build: Build, device: str, distribution: Distribution, flow_run: str | None) -> Iterator[Built]:
-    """All nodes of a recipe, computed within a flow where they are not cached; under way until the context ends."""
+
+def compute(
+    build: Build, device: str, distribution: Distribution, flow_run: str | None, use: Callable[[Built], Result]
+) -> Result:
+    """Compute within a flow what is not cached of a recipe, then `use` it; under way until that is done."""
     job = job_of(build, device)
 
     def on_cached(row: NodeRow) -> None:
         cached_node.with_options(task_run_name=row.id)(row.id, row.key, row.units_cached)
         watched.node_done()
 
+    def used(built: Built) -> Result:
+        watched.begin("report", 1)
+        return use(built)
+
     bury(build.runner.store)
     with watch(build.runner.store, build.recipe.name, len(build.runner.bound), flow_run) as watched:
         share(job, build.runner, watched)
         with cluster(distribution) as place:
-            built = drive(build.runner, handing_out(build, job, place, watched), on_cached)
-        watched.begin("report", 1)
-        yield built
+            return drive_and_use(build.runner, handing_out(build, job, place, watched), used, on_cached)

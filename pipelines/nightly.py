@@ -6,6 +6,7 @@ was killed becomes Crashed (pipelines/servers.py); automations can act on all th
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +16,13 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.states import Completed
 
-from pipelines.build import Build, prepare, read_report, recorded
+from pipelines.build import Build, from_traces, prepare, read_report
 from pipelines.difference import difference, headline
 from pipelines.distribution import Distribution
-from pipelines.drive import NotCached, look_up
 from pipelines.finish import check_gates
 from pipelines.flow import carry_out
 from pipelines.settings import settings
 from schemas.report import Report
-from store.errors import Unavailable
 
 Night = Literal["unchanged", "champion", "kept", "failed"]
 EVENTS: dict[Night, str] = {
@@ -51,7 +50,7 @@ def nightly(
     try:
         build = prepare(recipe, tuple((set or {}).items()), settings(store, tracking), device)
         name = build.recipe.name
-        known = _unchanged(build)
+        known = from_traces(build, time.perf_counter())
         if known is not None:
             check_gates(known)  # what failed last night, and is the same today, fails again
             said = f"nothing changed since build {known.build_digest[:12]} of {known.created}; nothing was computed"
@@ -65,15 +64,6 @@ def nightly(
     except Exception as error:
         _emit("failed", name, f"{type(error).__name__}: {error}", getattr(error, "report", None))
         raise
-
-
-def _unchanged(build: Build) -> Report | None:
-    """The record of the very build that this would be, if all of it is still there; takes a second."""
-    try:
-        report = recorded(build, look_up(build.runner))
-    except (NotCached, Unavailable):
-        return None
-    return report if report is not None and Path(report.packed.path).is_dir() else None
 
 
 def _before(build: Build) -> Report | None:

@@ -15,7 +15,6 @@ from schemas.pack import Pack
 from schemas.recipe import Recipe
 from schemas.report import Report
 from store.builds import Build
-from store.errors import Unavailable
 from store.open import Store
 
 
@@ -44,12 +43,9 @@ class Recorded:
             select = self.runner.by_id[select.inputs["selection"][0]]
         quantize = self.runner.by_id[select.inputs["candidates"][0]]
         self.check_model(quantize)
-        try:
-            selection = self.runner.store.artifacts.load(self.outputs[select.id]["selection"])
-            plan, digests = selection.meta["plan"], selection.children.digests
-            items = independent_items(quantize, self.runner.handles(quantize, self.outputs))
-        except Unavailable as error:
-            raise lost(error) from error
+        selection = self.runner.store.artifacts.load(self.outputs[select.id]["selection"])
+        plan, digests = selection.meta["plan"], selection.children.digests
+        items = independent_items(quantize, self.runner.handles(quantize, self.outputs))
         by_label = {item.place.label: item for item in items}
         return {unit: (by_label[item_name(unit, fmt)], digests[unit]) for unit, fmt in plan.items()}
 
@@ -66,13 +62,6 @@ class Recorded:
                 wanted=then,
                 fix="put the original model back in its place",
             )
-
-
-def lost(error: Unavailable) -> InputError:
-    """The error for an input that the store no longer has."""
-    return InputError(
-        "an input is no longer in the store", where=error.where, got=error.digest, fix="run the build's recipe again"
-    )
 
 
 def reopen(build: Build, store: Store, place: Place) -> Recorded:

@@ -10,7 +10,7 @@ from prefect import flow, runtime
 from pipelines.build import from_traces
 from pipelines.distribution import Distribution, RunnerKind
 from pipelines.finish import GateFailure
-from pipelines.flow import compress, computed
+from pipelines.flow import compress, compute
 from pipelines.settings import settings
 from pipelines.sweep import Asked, comparison, rungs
 from schemas.sensitivity import MetricName
@@ -49,5 +49,5 @@ def sweep(
         else:
             reports.append(report.model_dump(mode="json"))
     graph = comparison(asked, steps).build
-    with computed(graph, device, Distribution(runner, scheduler, workers), str(runtime.flow_run.id or "") or None):
-        return reports
+    flow_run = str(runtime.flow_run.id or "") or None
+    return compute(graph, device, Distribution(runner, scheduler, workers), flow_run, lambda built: reports)

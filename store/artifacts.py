@@ -16,7 +16,7 @@ from store.blobs import Blobs
 from store.cache import Cache
 from store.digest import is_digest
 from store.errors import Unavailable
-from store.export import export
+from store.export import export, mend
 from store.folder import Folder
 from store.stored import StoredArtifact
 from store.walk import walk
@@ -106,6 +106,10 @@ class Artifacts:
     def export(self, digest: str, folder: Path) -> Path:
         """The artifact's files as a new folder, see store/export.py."""
         return export(self, digest, folder)
+
+    def mend(self, digest: str, folder: Path) -> list[str]:
+        """Put an exported folder's missing and changed files back, see store/export.py."""
+        return mend(self, digest, folder)
 
     def discard(self, digest: str) -> None:
         """Delete an artifact's manifest and tensors: scratch that a later step will never read. Its trace stays.

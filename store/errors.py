@@ -66,3 +66,13 @@ def guard(where: str) -> Iterator[None]:
         if told is None:
             raise
         raise told from error
+
+
+def lost(error: Unavailable) -> InputError:
+    """The error for an input that the store no longer has."""
+    return InputError(
+        "something that is needed is no longer in the store",
+        where=error.where,
+        got=error.digest,
+        fix="run the build's recipe again",
+    )

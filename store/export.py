@@ -1,4 +1,4 @@
-"""Export: an artifact's files as a folder under their own names, all of it or nothing."""
+"""Export: an artifact's files as a folder under their own names, all of it or nothing; and mending such a folder."""
 
 from __future__ import annotations
 
@@ -43,6 +43,36 @@ def export(artifacts: Artifacts, digest: str, folder: Path) -> Path:
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def mend(artifacts: Artifacts, digest: str, folder: Path) -> list[str]:
+    """Put files of an exported folder back that are gone or of another length; their names. Contents are not read.
+
+    What stood in such a place is kept beside it as `NAME.old`. Files that the artifact does not have are left alone.
+    """
+    files = artifacts.load(digest).files
+    wrong = [name for name, row in files.rows.items() if not _has_length(folder / _safe(name), row["size"])]
+    with guard(str(folder)):
+        for name in wrong:
+            _put_back(files[name], folder / name)
+    return wrong
+
+
+def _has_length(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _put_back(source: Path, target: Path) -> None:
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        _put(source, part)
+        sync([part])
+        if os.path.lexists(target):
+            target.replace(target.with_name(f"{target.name}.old"))
+        part.replace(target)
+        sync([target.parent])
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _prefix(target: Path) -> str:

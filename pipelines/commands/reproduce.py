@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.commands.lineage import shorten
 from pipelines.items import Item
 from pipelines.origins import Origins, open_origins
-from pipelines.recorded import Recorded, lost, reopen
+from pipelines.recorded import Recorded, reopen
 from pipelines.run import Place
 from pipelines.settings import settings
 from schemas.distill import Distill, Recode, Reconstruct
@@ -70,10 +70,7 @@ def compare(recorded: Recorded, origins: Origins, item: Item, digest: str) -> Co
         )
     with tempfile.TemporaryDirectory(prefix="bitsmith-reproduce-") as folder:
         scratch = Store(Path(folder))
-        try:
-            outputs = recorded.runner.call(item, scratch.artifacts)
-        except Unavailable as error:
-            raise lost(error) from error
+        outputs = recorded.runner.call(item, scratch.artifacts)
         now = scratch.artifacts.load(outputs["candidates"])
         differing = () if now.digest == digest else _differing(origins.store.artifacts.load(digest), now)
         return Compared(item.place.label, digest, now.digest == digest, differing, _versions(trace, item))

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.commands.run import write_json
 from pipelines.graph import Bound
 from pipelines.origins import Found, open_origins
-from pipelines.recorded import Recorded, lost, reopen
+from pipelines.recorded import Recorded, reopen
 from pipelines.run import Place
 from pipelines.settings import Settings, settings
 from pipelines.sources import open_source_model, open_source_text
@@ -25,7 +25,6 @@ from steps.step import Env, Value
 from steps.verify.integrity import check_folder
 from steps.verify.options import check_options
 from steps.verify.show import lines
-from store.errors import Unavailable
 
 DIFFERENT = 1
 TOLERANCE = 0.01
@@ -81,19 +80,16 @@ def _measure(options: argparse.Namespace, folder: Path, where: Settings) -> dict
         if known is None:
             return {"note": "not measured: no build in the store packed this; name --model and --text"}
         recorded, inputs, kl = known
-        try:
-            measured = measure_folder(
-                folder,
-                inputs["model"],
-                inputs["tokens"],
-                env,
-                reference=inputs["reference"],
-                selection=inputs["selection"],
-                engine=options.engine,
-                load=options.load,
-            )
-        except Unavailable as error:
-            raise lost(error) from error
+        measured = measure_folder(
+            folder,
+            inputs["model"],
+            inputs["tokens"],
+            env,
+            reference=inputs["reference"],
+            selection=inputs["selection"],
+            engine=options.engine,
+            load=options.load,
+        )
     difference = abs(math.sqrt(measured["mixed"]["kl"]["value"]) - math.sqrt(kl))
     allowed = TOLERANCE / 2 * math.sqrt(kl) + math.sqrt(ENGINE_KL[options.engine])
     same = difference <= allowed and not measured["different"]

@@ -15,6 +15,7 @@ from builds import write_recipe
 from pipelines import servers
 from pipelines.services import ServiceState
 from schemas.report import Report
+from store.open import Store
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("services")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +109,21 @@ def test_a_flow_over_cached_nodes_shows_cached_tasks_and_computes_nothing(
     where = {"flow_runs": {"id": {"any_": [again.prefect_flow_run_id]}}}
     tasks = servers.call(state.prefect_api_url, "/task_runs/filter", where)
     assert tasks and {t["state"]["name"] for t in tasks} == {"Cached"}
+
+
+def test_a_packed_file_that_is_damaged_in_the_store_is_made_again(
+    state: ServiceState, recipe: Path, first: Report
+) -> None:
+    store = Store(state.folder / "store")
+    rows = store.artifacts.load(first.packed.digest).files.rows
+    stored = state.folder / "store" / store.blobs.path(rows["model.safetensors"]["digest"])
+    stored.unlink()
+    out = state.folder / "mended.json"
+    words = ["run", str(recipe), "--set", "budget.bits_per_weight=3.6", "--json", str(out)]
+    assert crashes.command(state, words, state.folder)[0] == 0
+    again = Report.model_validate_json(out.read_text())
+    assert {row.id: row.units_computed for row in again.nodes if row.units_computed} == {"packed": 1}
+    assert again.packed.digest == first.packed.digest and stored.is_file()
 
 
 def test_failed_gates_exit_1_and_promote_nothing(state: ServiceState, recipe: Path, first: Report) -> None:
