@@ -51,7 +51,7 @@ def text_notes(runner: Runner) -> Iterator[str]:
 def _sentence(spec: Training | Recode, supply: Supply) -> str:
     kept, about = held_out_of(supply.windows, spec.held_out), "about " if supply.about else ""
     windows = supply.windows - kept
-    limit = f" ({spec.held_out:,} were asked for; at most a fifth is held out)" if kept < spec.held_out else ""
+    limit = f" ({spec.held_out:,} were asked for, which takes more text)" if kept < spec.held_out else ""
     if isinstance(spec, Recode):
         used = f"chooses codes by {min(spec.windows, windows)} of {about}{windows:,} windows of text"
         used += f" beside {kept} held-out ones{limit}"

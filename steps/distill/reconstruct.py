@@ -11,7 +11,7 @@ import torch
 
 from schemas.distill import Outputs, Reconstruct
 from steps.distill.blocks import Around, BlocksTask
-from steps.distill.memory import available_bytes, block_bytes, check_fits
+from steps.distill.memory import available_bytes, batch_tokens, block_bytes, check_fits
 from steps.distill.run import check_text, output
 from steps.distill.schedule import split
 from steps.distill.student import student
@@ -33,7 +33,7 @@ def run(spec: Reconstruct, inputs: Mapping[str, Value], env: Env) -> dict[str, O
     block, length = int(model.meta["block"]), tokens.tensors["ids_NS"].shape[1]
     selection = _own(model, inputs["selection"])
     all_tokens = 0 if env.device.startswith("cuda") else tokens.tensors["ids_NS"].numel()
-    needed = block_bytes(spec, model.meta, block, spec.batch * length, all_tokens)
+    needed = block_bytes(spec, model.meta, block, batch_tokens(spec, len(tokens.tensors["ids_NS"]), length), all_tokens)
     check_fits(needed, available_bytes(env.device), f"block {block}")
     stream, quantized = Stream(model, env.device), Stream(overlay(model, selection), env.device)
     entering_NSD, original_NSD = _entering(stream, quantized, inputs)

@@ -17,7 +17,7 @@ from schemas.errors import InputError
 from steps.distill.blocks import Around, BlocksTask
 from steps.distill.fisher import output_fisher
 from steps.distill.judge import judge, of_blocks
-from steps.distill.memory import available_bytes, check_fits, training_bytes
+from steps.distill.memory import available_bytes, batch_tokens, check_fits, training_bytes
 from steps.distill.schedule import LEAST_WINDOWS, split
 from steps.distill.student import Student, selection_of, student, untrained
 from steps.distill.train import Outcome, train
@@ -172,5 +172,7 @@ def check_text(tokens: Value) -> None:
 
 def _check_memory(spec: Distill, model: Value, tokens: Value, env: Env) -> None:
     """Refuse a model that does not fit before anything is loaded."""
-    needed = training_bytes(spec, model.meta, spec.batch * tokens.tensors["ids_NS"].shape[1])
+    windows, length = tokens.tensors["ids_NS"].shape
+    waiting = 0 if env.device.startswith("cuda") else windows * length
+    needed = training_bytes(spec, model.meta, batch_tokens(spec, windows, length), waiting)
     check_fits(needed, available_bytes(env.device), str(model.meta.get("name", "model")))

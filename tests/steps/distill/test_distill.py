@@ -17,6 +17,7 @@ from schemas.distill import Distill, Training
 from schemas.errors import InputError
 from steps.distill import run as distill
 from steps.distill import train as training
+from steps.distill.memory import training_bytes
 from steps.distill.relative import as_stored
 from steps.distill.resume import Progress
 from steps.distill.schedule import split
@@ -252,3 +253,15 @@ def test_stored_values_pass_gradients_straight_through() -> None:
     assert torch.equal(stored, value.detach().bfloat16().float())
     stored.sum().backward()
     assert value.grad is not None and torch.equal(value.grad, torch.ones(2))
+
+
+@pytest.mark.parametrize(("scope", "waiting"), [({"kind": "whole"}, 0), ({"kind": "blocks"}, 3 * 4 * 32 * 80 * 16)])
+def test_memory_is_asked_for_the_windows_that_are_there(
+    scope: dict[str, str], waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 windows of 16 tokens, 16 of them held out, of a model 32 wide: no batch is larger than 64 of them."""
+    model, asked = tiny_value(dtype=torch.bfloat16), list[int]()
+    monkeypatch.setattr(distill, "check_fits", lambda needed, *others: asked.append(needed))
+    spec = Distill.model_validate({"step": "distill", "scope": scope, "batch": 10**9, "held_out": 16})
+    distill._check_memory(spec, model, TOKENS, Env())
+    assert asked == [training_bytes(spec, model.meta, 64 * 16) + waiting]
