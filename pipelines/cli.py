@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -10,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.interrupts import end_at_once, heeded
+from pipelines.options import number, seconds
 from schemas.errors import InputError
-from steps.verify.options import LOAD_HELP, LOADINGS, split
+from steps.verify.options import LEAST_LENGTH, LOAD_HELP, LOADINGS, split
 from store.errors import Unavailable, lost
 
 EXIT_GATES, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -69,14 +71,14 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--bits", metavar="LIST", required=True, help="budgets in bits per weight, e.g. 2.5,3,3.5")
     sweep.add_argument("--over", choices=("linears", "file"), default="linears", help="which weights (linears)")
     sweep.add_argument("--metrics", metavar="LIST", default="", help="also plan by these metrics, or by `all`")
-    sweep.add_argument("--random", metavar="N", type=int, default=0, help="also measure N random plans per budget (0)")
+    number(sweep, "--random", 0, most=1000, default=0, help="also measure N random plans per budget (0)")
     sweep.add_argument("--json", metavar="FILE", type=Path, help="write the list of build reports as JSON")
     for each in (run, sweep):
         each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
         each.add_argument("--runner", choices=("dask", "ray"), help="where tasks run (default: in this process)")
         where = "of a running cluster: tcp://HOST:PORT of Dask, ray://HOST:PORT of Ray"
         each.add_argument("--scheduler", metavar="URL", help=where)
-        each.add_argument("--workers", metavar="N", type=int, help="with --runner: processes of this machine (2)")
+        number(each, "--workers", 1, help="with --runner: processes of this machine (2)")
     plan = command("plan", "check a recipe and show what would run, without running it", recipe=True)
     plan.add_argument("--json", metavar="FILE", type=Path, help="write the plan as JSON")
     explain = command("explain", "say why nodes are cached or have to run", recipe=True)
@@ -84,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     _latency_command(command("latency", "measure how long linears take in each format, for a latency budget"))
     _store_commands(command)
     page = command("ui", "show a store's builds in a browser, on 127.0.0.1")
-    page.add_argument("--port", metavar="N", type=int, default=8484, help="8484; 0 for any that is free")
+    number(page, "--port", 0, most=65535, default=8484, help="8484; 0 for any that is free")
     commands.add_parser("up", help="start Prefect server and worker, MLflow and the page on 127.0.0.1")
     commands.add_parser("down", help="stop what `up` started")
     commands.add_parser("status", help="say which services run")
@@ -107,27 +109,27 @@ def _store_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> N
     fsck = command("fsck", "verify everything in a store; damage goes to quarantine and is made again when needed")
     fsck.add_argument("--json", metavar="FILE", type=Path, help="write what was found as JSON")
     prune = command("prune", "delete what no kept build, no pin and no running build needs")
-    prune.add_argument("--keep-builds", metavar="N", type=int, required=True, help="newest builds to keep")
+    number(prune, "--keep-builds", 0, required=True, help="newest builds to keep")
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
     lineage = command("lineage", "show what something was made from, down to texts and tensors")
     lineage.add_argument("what", metavar="FILE_OR_DIGEST", help=digest)
-    lineage.add_argument("--depth", metavar="N", type=int, help="levels to show (default: all)")
+    number(lineage, "--depth", 0, help="levels to show (default: all)")
     verify = command("verify", "check that a packed folder is what was built, and measure it again")
     verify.add_argument("what", metavar="FOLDER", help="a packed folder, or a file in it")
     verify.add_argument("--model", metavar="SOURCE", help="the original (default: that of the build, if it is known)")
     verify.add_argument("--text", metavar="SOURCE", help="text to measure on, with --model")
-    verify.add_argument("--length", metavar="N", type=int, default=256, help="with --text: tokens per window (256)")
-    verify.add_argument("--windows", metavar="N", type=int, default=128, help="with --text: windows at most (128)")
+    number(verify, "--length", LEAST_LENGTH, default=256, help="with --text: tokens per window (256)")
+    number(verify, "--windows", 1, default=128, help="with --text: windows at most (128)")
     verify.add_argument("--engine", choices=("transformers", "llama.cpp"), default="transformers", help="what runs it")
     verify.add_argument("--load", choices=LOADINGS, default="auto", help=LOAD_HELP)
     verify.add_argument("--tasks", metavar="LIST", type=split, default=(), help="lm-eval tasks: YAML, JSONL or names")
-    verify.add_argument("--limit", metavar="N", type=int, help="with --tasks: samples of each at most")
+    number(verify, "--limit", 1, help="with --tasks: samples of each at most")
     verify.add_argument("--quick", action="store_true", help="check every byte, measure nothing")
     verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     verify.add_argument("--json", metavar="FILE", type=Path, help="write what was found as JSON")
     reproduce = command("reproduce", "compute some units of a build again and compare them byte by byte")
     reproduce.add_argument("what", metavar="FILE_OR_DIGEST", help=digest)
-    reproduce.add_argument("--sample", metavar="N", type=int, default=5, help="units to compute (5)")
+    number(reproduce, "--sample", 1, default=5, help="units to compute (5)")
     reproduce.add_argument("--seed", metavar="N", type=int, default=0, help="of the choice of units (0)")
     reproduce.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
 
@@ -140,8 +142,8 @@ def _latency_command(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--formats", metavar="LIST", help="with --shapes: formats, e.g. int3-g64,int4-g64")
     sub.add_argument("--pack", choices=("compressed-tensors", "bitsmith"), help="file format whose engine is timed")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of activations (the model's own)")
-    sub.add_argument("--tokens", metavar="N", type=int, default=1, help="rows of input at once (1: decoding)")
-    sub.add_argument("--seconds", metavar="S", type=float, default=0.2, help="time to sample each cell for (0.2)")
+    number(sub, "--tokens", 1, default=1, help="rows of input at once (1: decoding)")
+    seconds(sub, "--seconds", default=0.2, help="time to sample each cell for (0.2)")
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     sub.add_argument("--json", metavar="FILE", type=Path, help="write the table, for budget.latency.table")
 
@@ -162,7 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(error: BaseException) -> int:
-    """One message and the exit code for an interrupt or bad input; anything else is raised again."""
+    """One message and the exit code for an interrupt or bad input; anything else is raised again.
+
+    Names come from users, in options and in recipes: one that is too long for any disk is bad input, whoever meets it.
+    """
     if _interrupted(error):
         print(
             "\ninterrupted; everything finished so far is in the store, run the same command to go on", file=sys.stderr
@@ -170,6 +175,8 @@ def _say(error: BaseException) -> int:
         return EXIT_INTERRUPTED
     if isinstance(error, Unavailable):
         error = lost(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        error = InputError("this name is too long for a file", got=error.filename, fix="check it")
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,7 +71,7 @@ class Origins:
 
     def find(self, what: str) -> Found:
         """A packed folder or a file of one, or the beginning of a digest. InputError if it is nothing we know."""
-        path = Path(what).expanduser()
+        path = Path(os.path.expanduser(what))
         if path.is_dir():
             return self._found(self._folder(path))
         if path.is_file():

@@ -105,7 +105,7 @@ def override(data: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> di
 
 
 def _index(items: list[Any], part: str, path: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or int(part) >= len(items):
         raise InputError("no such list element", where=f"--set {path}", got=part, wanted=f"0 to {len(items) - 1}")
     return int(part)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,6 @@ def _resolved(budget: dict[str, Any], folder: Path, read: Any) -> dict[str, Any]
             got="both",
             fix="remove one of them",
         )
-    table = read_timings(folder / Path(str(latency["table"])).expanduser(), read)
+    table = read_timings(folder / os.path.expanduser(str(latency["table"])), read)
     timings = [each.timing().model_dump(mode="json") for each in table.timings]
     return {**budget, "latency": {**{k: v for k, v in latency.items() if k != "table"}, "timings": timings}}

@@ -61,7 +61,7 @@ class Builds:
     def find(self, beginning: str) -> Build:
         """The one build whose digest begins like this; InputError if there is none, or more than one."""
         builds = self.list()
-        matches = [build for build in builds if build.digest.startswith(beginning)]
+        matches = [build for build in builds if beginning and build.digest.startswith(beginning)]
         if len(matches) == 1:
             return matches[0]
         raise InputError(

@@ -144,7 +144,7 @@ def _reopen(url: str, options: dict[str, Any], cache: Path | None, cache_bytes: 
 def open_folder(url: str, options: Mapping[str, Any] | None = None) -> Folder:
     """A path or file:// address as LocalFolder, any other address as fsspec understands it."""
     if "://" not in url and "::" not in url:
-        return LocalFolder(Path(os.path.abspath(Path(url).expanduser())))
+        return LocalFolder(Path(os.path.abspath(os.path.expanduser(url))))
     if url.startswith("file://"):
         return LocalFolder(Path(os.path.abspath(url.removeprefix("file://"))))
     from store.remote import open_remote

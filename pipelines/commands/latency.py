@@ -92,6 +92,23 @@ def _formats(text: str) -> Iterator[Format]:
             raise InputError("not a format", where="--formats", got=part, wanted="for example int4-g64") from error
 
 
+def _check_room(cells: list[Cell], tokens: int, device: str) -> None:
+    """InputError for a linear that memory does not take, in fp32 with its input and output."""
+    from steps.distill.memory import available_bytes
+
+    available = available_bytes(device)
+    for (outputs, inputs), _ in cells:
+        needed = 4 * (outputs * inputs + tokens * (outputs + inputs))
+        if available is not None and needed > available:
+            raise InputError(
+                "a linear does not fit in memory",
+                where=f"{outputs}x{inputs}, {tokens} token(s) at once",
+                got=f"{available} bytes available",
+                wanted=f"{needed} bytes",
+                fix="time fewer tokens, or a smaller linear",
+            )
+
+
 def measure(cells: list[Cell], pack: PackFormat, dtype: str, options: argparse.Namespace) -> TimingTable:
     """Every cell, one after the other."""
     import torch
@@ -102,6 +119,7 @@ def measure(cells: list[Cell], pack: PackFormat, dtype: str, options: argparse.N
     from steps.verify.timing import serving_linear, time_linear
 
     device, kind = device_of(options.device), getattr(torch, dtype)
+    _check_room(cells, options.tokens, device)
     rows = []
     for shape, fmt in cells:
         groups(fmt, shape, f"{shape[0]}x{shape[1]}")

@@ -14,7 +14,6 @@ from typing import Any, get_args
 from pipelines.commands.tensors import Weights
 from pipelines.origins import Found, Origins, open_origins
 from pipelines.settings import settings
-from schemas.errors import InputError
 from schemas.format import read_format
 from steps.table import STEPS
 from store.traces import Trace
@@ -33,8 +32,6 @@ SHOWN = 6
 
 def lineage(options: argparse.Namespace) -> int:
     """Print the tree."""
-    if options.depth is not None and options.depth < 0:
-        raise InputError("a number of levels", where="--depth", got=options.depth, wanted="0 or more")
     where = settings(options.store)
     origins = open_origins(where.store)
     found = origins.find(options.what)

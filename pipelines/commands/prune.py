@@ -6,15 +6,12 @@ import argparse
 
 from pipelines.scratch import tidy
 from pipelines.settings import settings
-from schemas.errors import InputError
 from store.open import Store
 from store.prune import Pruned, prune
 
 
 def prune_store(options: argparse.Namespace) -> int:
     """Say what goes, or with --dry-run what would."""
-    if options.keep_builds < 0:
-        raise InputError("a number of builds", where="--keep-builds", got=options.keep_builds, wanted="0 or more")
     where = settings(options.store)
     pruned = prune(Store(where.store), keep_builds=options.keep_builds, dry_run=options.dry_run)
     tidied = tidy(where.cache, options.dry_run)

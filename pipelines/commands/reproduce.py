@@ -38,8 +38,6 @@ class Compared:
 
 def reproduce(options: argparse.Namespace) -> int:
     """0 when every unit of the sample comes out the same, 1 when one does not. Nothing is recorded."""
-    if options.sample < 1:
-        raise InputError("a number of units", where="--sample", got=options.sample, wanted="1 or more")
     where = settings(options.store)
     origins = open_origins(where.store)
     found = origins.find(options.what)

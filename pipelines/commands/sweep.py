@@ -57,8 +57,6 @@ def sweep(options: argparse.Namespace) -> int:
 
 def asked_of(options: argparse.Namespace) -> Asked:
     """What the command line asks for. InputError for budgets or metrics that make no sense."""
-    if options.random < 0:
-        raise InputError("a number of plans is not negative", where="--random", got=options.random, wanted="0 or more")
     return Asked(
         recipe=options.recipe,
         assignments=tuple(parse_assignment(a) for a in options.set),

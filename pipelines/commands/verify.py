@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,7 +37,7 @@ a 6M Llama). KL is a squared distance to second order, so square roots add up.""
 
 def verify(options: argparse.Namespace) -> int:
     """0 when the folder is sound and measures what is recorded, 1 when it measures something else."""
-    folder = Path(options.what).expanduser()
+    folder = Path(os.path.expanduser(options.what))
     folder = folder.parent if folder.is_file() else folder
     check_options(options)
     where = settings(options.store)

@@ -13,6 +13,10 @@ LOADINGS: tuple[Loading, ...] = get_args(Loading)
 LOAD_HELP = "how: whole, or block by block in little memory, without speed (auto: whole up to a billion weights)"
 
 
+LEAST_LENGTH = 16
+"""Tokens per window, as in schemas/calibrate.py."""
+
+
 def split(names: str) -> tuple[str, ...]:
     """What stands between commas."""
     return tuple(name.strip() for name in names.split(",") if name.strip())
@@ -24,6 +28,9 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError(
             "measuring takes a model and a text", wanted="--model and --text, or neither; --model alone with --tasks"
         )
+    for flag, value, least in (("--length", options.length, LEAST_LENGTH), ("--windows", options.windows, 1)):
+        if value < least:
+            raise InputError("too little to measure on", where=flag, got=value, wanted=f"{least} or more")
     if options.limit is not None and (options.limit < 1 or not options.tasks):
         raise InputError(
             "a limit is of samples per task", where="--limit", got=options.limit, wanted="1 or more, with --tasks"

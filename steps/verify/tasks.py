@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def open_tasks(names: Sequence[str]) -> dict[str, Any]:
 def _open(name: str) -> Mapping[str, Any]:
     from lm_eval.tasks import TaskManager
 
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix in (".jsonl", ".ndjson"):
         return {path.stem: _questions_task(path.stem, read_questions(path))}
     is_file = path.suffix in (".yaml", ".yml")

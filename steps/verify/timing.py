@@ -82,7 +82,8 @@ def _stored(fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> dict[str
     item = quantize(spec, {"model": model, "statistics": Output(tensors={"m.hessian": torch.eye(columns)})}, Env())
     some = encode(from_value(item["candidates"], "m"))
     times = -(-shape[0] // rows)
-    return {name.removeprefix("m."): torch.cat([part] * times)[: shape[0]] for name, part in some.items()}
+    parts = {name.removeprefix("m."): part for name, part in some.items()}
+    return {name: part if name == "widths" else torch.cat([part] * times)[: shape[0]] for name, part in parts.items()}
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -81,7 +82,7 @@ def locate(source: str, deep: bool = False) -> tuple[Place, str | None]:
     """
     if "://" in source and not source.startswith("file://"):
         return _locate_remote(source.rstrip("/"), deep)
-    path = Path(source.removeprefix("file://")).expanduser()
+    path = Path(os.path.expanduser(source.removeprefix("file://")))
     if path.is_dir():
         return LocalPlace(path), None
     if path.is_file():

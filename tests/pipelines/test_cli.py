@@ -14,6 +14,7 @@ from pipelines.cli import COMMANDS, main, parser
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "prefect", "mlflow", "transformers", "pulp", "matplotlib", "fsspec")
+LONG = "x" * 300
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -54,6 +55,22 @@ def test_every_command_has_its_function_and_no_other_has() -> None:
         (["plan", "demo", "--set", "method=magic"], "'gptq', 'rtn', 'autoround'"),
         (["plan", "demo", "--set", "model.source=/nowhere"], "/nowhere"),
         (["explain", "demo", "nonode"], "no such node"),
+        (["plan", "demo", "--set", "formats.²=int4-g64"], "no such list element"),
+        (["verify", "folder", "--length", "0"], "16 or more"),
+        (["verify", "folder", "--windows", "-1"], "1 or more"),
+        (["verify", "folder", "--windows", "many"], "1 or more"),
+        (["latency", "demo", "--tokens", "-1"], "1 or more"),
+        (["latency", "demo", "--seconds", "nan"], "more than 0"),
+        (["latency", "--shapes", "999999999999x64", "--formats", "int4-g64"], "does not fit in memory"),
+        (["ui", "--port", "65536"], "0 to 65535"),
+        (["sweep", "demo", "--bits", "3", "--random", "99999999999"], "0 to 1000"),
+        (["plan", LONG], "too long"),
+        (["plan", "demo", "--set", f"model.source={LONG}"], "too long"),
+        (["plan", "demo", "--set", f"text.evaluate={LONG}"], "too long"),
+        (["plan", "demo", "--set", "model.source=~nobody-here/x"], "~nobody-here/x"),
+        (["verify", "~nobody-here/x"], "not a packed folder"),
+        (["explain", LONG], "too long"),
+        (["verify", LONG], "too long"),
     ],
 )
 def test_bad_input_is_one_error_and_exit_code_2(

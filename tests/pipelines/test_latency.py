@@ -54,6 +54,13 @@ def test_a_recipe_is_measured_and_built_within_the_latency_it_asks_for(
     assert binding[0]["used"] == 10.0 * sum(bits)
 
 
+@pytest.mark.parametrize("name", ["baq2.5-g64", "int2+4-g64@2.5"])
+def test_a_format_of_several_widths_is_timed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The widths of a matrix are not stored row by row; this one has more rows than are really quantized."""
+    assert main(["latency", "--shapes", "64x64", "--formats", name, "--dtype", "float32", *QUICK]) == 0
+    assert "64x64" in capsys.readouterr().out
+
+
 def test_a_table_with_a_gap_is_refused_before_anything_runs(tmp_path: Path) -> None:
     path = measured(tmp_path)
     table = json.loads(path.read_text())

@@ -52,6 +52,15 @@ def files(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
 
 
+def test_no_build_is_named_by_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["promote", ""]) == 2 and "No such build" in capsys.readouterr().err
+
+
+def test_a_name_that_is_too_long_is_bad_input(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("lineage", "reproduce"):
+        assert main([command, "x" * 300]) == 2 and "too long" in capsys.readouterr().err
+
+
 def test_builds_lists_pins_and_promotions(copy: Path, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     digest = report.build_digest
     assert main(["promote", digest[:10]]) == 0 and main(["pin", "best", digest[:10]]) == 0
