@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipelines.plan_file import with_plan
+from pipelines.recipe_faults import explain
 from pipelines.timing_file import with_timings
 from schemas.errors import InputError
 from schemas.recipe import Recipe, ShortRecipe
@@ -123,58 +122,6 @@ def parse_recipe(data: dict[str, Any], where: str) -> ShortRecipe | Recipe:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise InputError(
-            f"recipe has {error.error_count()} fault(s)",
-            where=where,
-            got=_explain(error, model),
-            fix="mend these fields",
-        ) from error
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    names = _field_names(model)
-    lines = []
-    for fault in error.errors():
-        path = ".".join(str(p) for p in fault["loc"] if p != "spec")
-        message = fault["msg"].removeprefix("Value error, ")
-        hint = ""
-        if fault["type"] == "extra_forbidden":
-            message = "unknown field"
-            hint = _suggest(str(fault["loc"][-1]), names)
-        elif fault["type"] == "union_tag_invalid":
-            context = fault["ctx"]
-            kind = context["discriminator"].strip("'")
-            message = f"unknown {kind} {context['tag']!r}; wanted {context['expected_tags']}"
-            hint = _suggest(str(context["tag"]), _quoted(context["expected_tags"]))
-        elif fault["type"] == "literal_error":
-            message = f"unknown {fault['input']!r}; wanted {fault['ctx']['expected']}"
-            hint = _suggest(str(fault["input"]), _quoted(fault["ctx"]["expected"]))
-        lines.append(f"\n    {path}: {message}{hint}")
-    return "".join(lines)
-
-
-def _quoted(text: str) -> list[str]:
-    """The words in quotes in one of pydantic's messages."""
-    return re.findall(r"'([^']*)'", text)
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, [name for name in known if name != word], n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _field_names(model: type[BaseModel]) -> set[str]:
-    """Every property name anywhere in a model's JSON schema."""
-    names: set[str] = set()
-
-    def walk(schema: Any) -> None:
-        if isinstance(schema, dict):
-            names.update(schema.get("properties", {}))
-            for value in schema.values():
-                walk(value)
-        elif isinstance(schema, list):
-            for value in schema:
-                walk(value)
-
-    walk(model.model_json_schema())
-    return names
+        faults = explain(error, model, data)
+        got = "".join(f"\n    {line}" for line in faults)
+        raise InputError(f"recipe has {len(faults)} fault(s)", where=where, got=got, fix="mend these fields") from error

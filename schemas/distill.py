@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from schemas.base import Spec
 
@@ -63,6 +63,13 @@ class Offsets(Spec):
 Codes = Annotated[StraightThrough | Box | Annealed | Offsets, Field(discriminator="kind")]
 
 
+def _named(factors: Any) -> Any:
+    """YAML's whole numbers as the names that JSON has; anything else passes through."""
+    if not isinstance(factors, dict):
+        return factors
+    return {str(key) if type(key) is int else key: value for key, value in factors.items()}
+
+
 class Rates(Spec):
     """Peak learning rates; what has none is not trained.
 
@@ -77,13 +84,17 @@ class Rates(Spec):
     scales: float | None = Field(default=None, gt=0)
     norms: float | None = Field(default=None, gt=0)
     """Norms and biases."""
-    by_bits: dict[Literal["2", "3", "4", "5", "6", "8"], Annotated[float, Field(gt=0)]] = {}
+    by_bits: Annotated[
+        dict[Literal["2", "3", "4", "5", "6", "8"], Annotated[float, Field(gt=0)]], BeforeValidator(_named)
+    ] = {}
     """Factors on the rate of codes, by the bits of the unit's format; 1 where nothing is said."""
 
     @model_validator(mode="after")
     def _something(self) -> Rates:
         if self.codes is None and self.scales is None and self.norms is None:
             raise ValueError("nothing is trained: give at least one of codes, scales, norms")
+        if self.by_bits and self.codes is None:
+            raise ValueError("by_bits are factors on the rate of codes: give codes, too, or leave by_bits out")
         return self
 
 
@@ -124,6 +135,13 @@ class Logits(Spec):
     top_k: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=1, gt=0)
     weight: float = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Logits:
+        # Not whether it was given: what is written out for a worker or a record has every field.
+        if self.divergence != "mixed" and self.mix != Logits.model_fields["mix"].default:
+            raise ValueError(f"mix is of `divergence: mixed`, and this one is {self.divergence}: leave mix out")
+        return self
 
 
 class Outputs(Spec):

@@ -44,7 +44,7 @@ def test_the_explicit_form_round_trips_through_yaml() -> None:
         ("method=gtpq", ["method", "'gptq', 'rtn', 'autoround'", "did you mean 'gptq'"]),
         ("distill.method=autorond", ["distill.method", "'latent', 'scales'", "did you mean 'autoround'"]),
         ("distill.scope=blokcs", ["distill.scope", "'whole', 'blocks', 'stream'", "did you mean 'blocks'"]),
-        ("distill.scope={kind: blocks, stride: 2}", ["distill.scope.blocks", "stride 2 beyond width 1"]),
+        ("distill.scope={kind: blocks, stride: 2}", ["distill.scope: stride 2 beyond width 1"]),
         ("distill.codes={kind: bx}", ["distill.codes", "'ste', 'box', 'annealed', 'offsets'", "did you mean 'box'"]),
         ("distill.objective=[{kind: logit}]", ["distill.objective.0", "did you mean 'logits'"]),
         ("distill.schedule={shape: cosinus}", ["distill.schedule.shape", "'cosine', 'linear' or 'constant'"]),
@@ -63,6 +63,57 @@ def test_faults_name_the_field_and_what_it_may_be(assignment: str, says: list[st
     with pytest.raises(InputError) as caught:
         load_recipe("demo", [parse_assignment(assignment)])
     assert all(part in str(caught.value) for part in says), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "lines"),
+    [
+        ("embeddings=x", ["embeddings: unknown format 'x'"]),
+        ("embeddings={head: x}", ["embeddings.head: unknown format 'x'"]),
+        ("pack=x", ["pack: unknown 'x'"]),
+        ("pack={format: x}", ["pack.format: unknown 'x'"]),
+        ("pack=[bitsmith, {format: x}]", ["pack.1.format: unknown 'x'"]),
+        ("formats=[int9-g64]", ["formats.0: unknown format 'int9-g64'"]),
+        ("formats=[1]", ["formats.0: wanted fields with values, got 1"]),
+        ("keep=a", ["keep: wanted a list, got 'a'"]),
+        ("allocator={}", ["allocator: field 'kind' is missing"]),
+        ("allocator={kind: uniform}", ["allocator.format: Field required"]),
+        ("allocator={kind: rankcut, high: x, low: y}", ["allocator.high: unknown", "allocator.low: unknown"]),
+        ("distill={recode: {passes: 0}}", ["distill.recode.passes: Input should be greater than or equal to 1"]),
+        ("distill={recode: x}", ["distill.recode: Input should be a valid boolean"]),
+        ("distill={rates: {codes: -1}}", ["distill.rates.codes: Input should be greater than 0, or: unknown -1"]),
+        ("distill={codes: {kind: box, clamp: 0}}", ["distill.codes.clamp: Input should be"]),
+        ("distill={objective: [{kind: logits, mix: 3}]}", ["distill.objective.0.mix: Input should be"]),
+        ("distill={rates: {scales: 1, by_bits: {3: 2}}}", ["distill.rates: by_bits are factors on the rate of codes"]),
+        ("distill={rates: {codes: 1, by_bits: {7: 2}}}", ["distill.rates.by_bits.7: unknown '7'; wanted '2', '3'"]),
+        ("distill={objective: [{kind: logits, mix: 0.3}]}", ["distill.objective.0: mix is of `divergence: mixed`"]),
+    ],
+)
+def test_a_fault_is_said_once_and_where_the_user_wrote_it(assignment: str, lines: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe("demo", [parse_assignment(assignment)])
+    got = [line.strip() for line in caught.value.got.strip().split("\n")]
+    assert len(got) == len(lines) and caught.value.what == f"recipe has {len(lines)} fault(s)", got
+    assert all(line.startswith(wanted) for line, wanted in zip(got, lines, strict=True)), got
+
+
+def test_a_fault_in_the_explicit_form_is_where_the_user_wrote_it() -> None:
+    node = {"step": "distill", "objective": [{"kind": "logits", "mix": 4}]}
+    with pytest.raises(InputError, match=r"nodes\.a\.objective\.0\.mix: Input should"):
+        parse_recipe({"name": "x", "nodes": {"a": node}}, "")
+
+
+@pytest.mark.parametrize("key", ["3", "'3'"])
+def test_bits_may_be_written_as_numbers(key: str, tmp_path: Path) -> None:
+    """In a file as in an override."""
+    given = f"distill.rates={{codes: 0.1, by_bits: {{{key}: 2}}}}"
+    short = load_recipe("demo", [parse_assignment(given)])
+    path = tmp_path / "r.yaml"
+    lines = [line for line in find_recipe("demo").read_text().splitlines() if not line.startswith("distill:")]
+    path.write_text("\n".join([*lines, f"distill: {{rates: {{codes: 0.1, by_bits: {{{key}: 2}}}}}}"]))
+    for loaded in (short, load_recipe(str(path))):
+        assert isinstance(loaded, ShortRecipe) and loaded.distill is not None and loaded.distill.rates is not None
+        assert loaded.distill.rates.by_bits == {"3": 2.0}
 
 
 def test_an_unknown_step_in_the_explicit_form_suggests_the_nearest() -> None:
