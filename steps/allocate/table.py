@@ -132,7 +132,8 @@ def _check_scores(
         if relative:
             continue
         if not any(named.values()):
-            raise _bad_score("all scores of a unit are zero", unit, named, "check that the unit is used by the model")
+            fix = f"check that the model uses the unit; leave it as it is with `keep: [{unit.name}]`"
+            raise _bad_score("all scores of a unit are zero", unit, named, fix)
         if bad := {f: s for f, s in named.items() if s < floor}:
             raise _bad_score("a score is negative beyond rounding", unit, bad, "score with more windows")
 

@@ -61,7 +61,7 @@ def _check(
         raise InputError(
             f"a sensitivity score is zero {everywhere}".rstrip() + " although the weights changed",
             where=where,
-            fix="the unit does not reach the model's output: pin its format instead of scoring it",
+            fix=f"the unit does not reach the model's output: leave it as it is with `keep: [{item_meta['unit']}]`",
         )
 
 

@@ -135,6 +135,22 @@ def test_a_library_version_changes_the_keys_of_the_steps_that_declare_it(
     assert set(done) == {"plan"}  # the same plan comes out, so nothing behind it runs
 
 
+def test_a_unit_that_does_not_reach_the_output_is_refused_with_advice_that_works(tmp_path: Path) -> None:
+    """An output projection of zeros: nothing that q, k and v give arrives, and rounding it changes nothing."""
+    write_recipe(tmp_path)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    for shard in (tmp_path / "model").glob("*.safetensors"):
+        if name in (tensors := load_file(shard)):
+            edit_tensors(shard, {name: torch.zeros_like(tensors[name])})
+    keep: list[str] = []
+    for advised in ("layers.1.self_attn.qkv", "layers.1.self_attn.o"):
+        with pytest.raises(InputError) as caught:
+            run_build(open_build(tmp_path, distill=None, keep=keep))
+        assert f"`keep: [{advised}]`" in caught.value.fix
+        keep.append(advised)
+    assert run_build(open_build(tmp_path, distill=None, keep=keep)).outputs["packed"]
+
+
 def objects(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / "state/store/objects").rglob("*") if p.is_file())
 
