@@ -57,13 +57,14 @@ class Watch:
 
     def __init__(self, first: Running, write: Callable[[Running], None], tell: Progress) -> None:
         self._now, self._write, self._tell = first, write, tell
-        self._pieces, self._before = 0, 0
+        self._pieces, self._before, self._ended = 0, 0, set[str]()
         self._begun, self._due = time.monotonic(), float("-inf")
         self._set()
 
     def begin(self, node: str, pieces: int) -> None:
         """A node has so many pieces to compute."""
         self._pieces, self._before, self._begun = pieces, 0, time.monotonic()
+        self._ended.clear()
         self._due = float("-inf")
         self._set(node=node, what="", done=0, total=pieces)
 
@@ -73,7 +74,11 @@ class Watch:
         if what and self._pieces > 1:
             return
         done, total = (done, total) if what else (self._before + done, self._pieces)
-        self._tell(f"{node}: {what}" if what else node, done, total)
+        label = f"{node}: {what}" if what else node
+        if done < total or label not in self._ended:  # an item may go over the same blocks several times
+            self._tell(label, done, total)
+        if done >= total:
+            self._ended.add(label)
         self._set(what=what, done=done, total=total)
 
     def batch_done(self, size: int) -> None:

@@ -60,6 +60,20 @@ def test_a_long_item_speaks_for_its_node_and_many_items_for_themselves(seen: Any
     assert told == [("distilled: steps", 6, 24), ("distilled", 1, 1)]
 
 
+def test_an_end_is_told_once_however_often_an_item_goes_over_its_blocks(seen: Any) -> None:
+    """As recode does: curvature backwards, then the original and two selections on the held-out windows."""
+    watched, written, told, _ = seen
+    for node in ("recoded", "again"):
+        watched.begin(node, 1)
+        for _pass in range(5):
+            for done in (1, 2):
+                watched(f"{node}: blocks", done, 2)
+        watched(node, 1, 1)
+        assert [each for each in told if each[0] == f"{node}: blocks"].count((f"{node}: blocks", 2, 2)) == 1
+        assert told.count((f"{node}: blocks", 1, 2)) == 5 and told[-1] == (node, 1, 1)
+    assert (written[-2].what, written[-2].done) == ("blocks", 2), "the page sees every pass"
+
+
 def test_a_page_that_looks_at_the_store_sees_a_build_and_its_end(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     with pytest.raises(RuntimeError, match="boom"), watch(store, "demo", 22, "a-run") as watched:
