@@ -52,6 +52,8 @@ def test_questions_that_are_absent_or_none(tmp_path: Path) -> None:
         (["--tasks", "a.jsonl", "--engine", "llama.cpp"], "tasks run in transformers"),
         (["--tasks", "a.jsonl", "--limit", "0"], "a limit is of samples"),
         (["--limit", "5"], "a limit is of samples"),
+        (["--length", "0"], "16 or more"),
+        (["--windows", "-1"], "1 or more"),
         (["--model", "m"], "takes a model and a text"),
         (["--tasks", "a.jsonl", "--text", "t"], "takes a model and a text"),
     ],
