@@ -24,9 +24,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def trained(model: Output, selection: Output, env: Env | None = None, **settings: Any) -> Output:
+def trained(model: Output, selection: Output, env: Env | None = None, text: Output = TOKENS, **settings: Any) -> Output:
     spec = Distill.model_validate({"step": "distill", **SETTINGS, **settings})
-    return distill.run(spec, {"model": model, "selection": selection, "tokens": TOKENS}, env or Env())["selection"]
+    return distill.run(spec, {"model": model, "selection": selection, "tokens": text}, env or Env())["selection"]
+
+
+def other_text(tokens: Output, windows: list[int]) -> Output:
+    """The same windows, of which these have other tokens."""
+    ids_NS = tokens.tensors["ids_NS"].clone()
+    ids_NS[windows] = torch.where(ids_NS[windows] > 0, ids_NS[windows] % 96 + 1, 0)
+    return Output(tokens.meta, {**tokens.tensors, "ids_NS": ids_NS})
 
 
 def mean_kl(model: Output, selection: Output, windows: list[int]) -> float:

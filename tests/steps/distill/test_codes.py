@@ -82,6 +82,43 @@ def test_the_penalty_drives_soft_rounding_to_the_ends() -> None:
     assert ((h < 0.01) | (h > 0.99)).float().mean() > 0.99
 
 
+@pytest.mark.parametrize(("progress", "beta"), [(0.4, 20), (0.7, 11), (1.0, 2)])
+def test_the_penalty_begins_after_the_free_share_and_its_beta_falls(progress: float, beta: float) -> None:
+    """AdaRound, equation 24."""
+    code = build_code(Annealed(kind="annealed", penalty=0.5, first=20, last=2, free=0.4), grid())
+    assert isinstance(code, AnnealedCode)
+    of_loss = torch.ones_like(code.variable)
+    code.variable.grad = of_loss.clone()
+    code.shape_gradient(0.39)
+    assert torch.equal(code.variable.grad, of_loss)
+    code.shape_gradient(progress)
+    alpha = code.variable.detach().clone().requires_grad_()
+    (0.5 * (1 - (2 * soft(alpha) - 1).abs() ** beta)).sum().backward()
+    torch.testing.assert_close(code.variable.grad, of_loss + alpha.grad)
+
+
+def test_the_box_is_pushed_by_the_loss_over_the_rounding_error_within_its_clamp() -> None:
+    at = grid()
+    code = build_code(Box(kind="box", strength=3, clamp=0.25), at)
+    assert isinstance(code, BoxCode)
+    error = 12 * (at.spacing.weights(at.level_OGJ) - at.weight_OGJ).square().mean()
+    relative = torch.linspace(-0.2, 0.2, code.variable.numel()).view_as(code.variable)
+    code.variable.grad = relative * error
+    code.shape_gradient(0.0)
+    torch.testing.assert_close(code.variable.grad, 1 - 2 * code.own_OGJ + (3 * relative).clamp(-0.25, 0.25))
+
+
+def test_offsets_reach_no_further_than_their_limit() -> None:
+    at = grid()
+    code = build_code(Offsets(kind="offsets", limit=0.2), at)
+    assert code.variable is not None
+    with torch.no_grad():
+        code.variable.add_(torch.randn(code.variable.shape, generator=torch.Generator().manual_seed(1)))
+    code.project()
+    away = (code.hard(at.spacing) - at.wanted()).abs().max()
+    assert 0.5 < away <= 0.7 + 1e-5
+
+
 def test_the_gradient_of_the_box_is_the_step_between_neighbours() -> None:
     at = grid()
     code = build_code(Box(kind="box"), at)

@@ -1,0 +1,88 @@
+"""Blocks trained one window after the other: what enters each, what it is trained to give, and whether it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from models import tiny_value
+from refinements import TOKENS, trained
+from selections import selection_of
+
+from steps.distill import run as distill
+from steps.distill.student import tensors_of
+from steps.distill.train import Outcome
+from steps.model.overlay import overlay
+from steps.model.stream import Stream
+from steps.step import Output
+
+SAID = {"step_kept": 8, "steps": 8, "steps_planned": 8, "tokens": 64, "passes": 1.0, "notes": []}
+
+
+def scaled(tensors: Any, factor: float) -> dict[str, torch.Tensor]:
+    """With scales that are `factor` times as large."""
+    return {name: factor * tensor if name.endswith(".scale") else tensor for name, tensor in tensors.items()}
+
+
+def by(factor: float, see: Callable[[Any], None] = lambda around: None) -> Callable[..., Outcome]:
+    """In place of a training: scales times `factor`."""
+
+    def train(spec: Any, task: Any, *rest: Any) -> Outcome:
+        see(task.around)
+        return Outcome(scaled(tensors_of(task.given), factor), SAID)
+
+    return train
+
+
+def by_blocks(model: Output, selection: Output, width: int = 1, stride: int = 1) -> Output:
+    scope = {"kind": "blocks", "width": width, "stride": stride}
+    return trained(model, selection, scope=scope, objective=[{"kind": "outputs"}])
+
+
+def hidden(model: Output) -> list[torch.Tensor]:
+    """hidden_NSD that enters each block, and what leaves the last."""
+    stream = Stream(model)
+    states = [stream.embed(TOKENS.tensors["ids_NS"])]
+    with torch.no_grad():
+        for k in range(stream.blocks):
+            states.append(stream.run(stream.block(k), states[-1]))
+    return states
+
+
+@pytest.mark.parametrize(
+    ("width", "stride", "times"), [(2, 1, (1, 2, 2, 2)), (2, 2, (1, 1, 1, 1)), (3, 2, (1, 1, 2, 1))]
+)
+def test_a_window_goes_from_what_was_refined_to_the_original(
+    width: int, stride: int, times: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows that overlap train a block several times; only what none will train again enters the next one."""
+    seen = list[tuple[torch.Tensor, torch.Tensor]]()
+    monkeypatch.setattr(
+        distill, "train", by(0.5, lambda a: seen.append((a.entering_NSD.clone(), a.target_NSD.clone())))
+    )
+    model = tiny_value(num_hidden_layers=4)
+    right = selection_of(model, "int4-g32")
+    given = Output(right.meta, children={n: Output(u.meta, scaled(u.tensors, 4)) for n, u in right.children.items()})
+    found = by_blocks(model, given, width, stride)
+    assert found.meta["distilled"]["step_kept"] == 8 * len(seen)
+    for unit, item in found.children.items():
+        wanted = scaled(given.children[unit].tensors, 0.5 ** times[int(unit.split(".")[1])])
+        assert all(torch.equal(item.tensors[name], tensor) for name, tensor in wanted.items())
+    original, refined, firsts = hidden(model), hidden(overlay(model, found)), range(0, 4, stride)
+    for first, (entering_NSD, target_NSD) in zip(firsts, seen, strict=True):
+        torch.testing.assert_close(entering_NSD, refined[first], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(target_NSD, original[min(first + width, 4)], rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_make_the_whole_worse_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may be better by its own measure."""
+    monkeypatch.setattr(distill, "train", by(2))
+    model = tiny_value()
+    selection = selection_of(model, "int4-g32")
+    found = by_blocks(model, selection)
+    facts = found.meta["distilled"]
+    assert facts["difference"]["low"] > 0 and facts["after"] == facts["before"] and facts["step_kept"] == 0
+    assert any("kept its input" in note for note in facts["notes"])
+    assert found.children == selection.children

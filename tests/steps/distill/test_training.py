@@ -1,0 +1,55 @@
+"""What a training reads, at which rates, and what its curve says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from models import tiny_value
+from refinements import TOKENS, other_text, trained
+from selections import selection_of, units_of
+
+from schemas.distill import Distill
+from steps.distill.schedule import split
+from steps.distill.student import student
+
+FISHER: dict[str, Any] = {"scope": {"kind": "blocks"}, "objective": [{"kind": "outputs", "fisher": True}]}
+
+
+@pytest.mark.parametrize("parts", [{}, FISHER], ids=["whole", "Fisher weights"])
+def test_windows_that_judge_teach_nothing(parts: dict[str, Any]) -> None:
+    model = tiny_value(num_hidden_layers=1)
+    selection = selection_of(model, "int2-g32")
+    texts = (TOKENS, other_text(TOKENS, split(80, 16, 0)[1]))
+    facts = [trained(model, selection, text=text, **parts).meta["distilled"] for text in texts]
+    first, second = ((each["blocks"][0] if parts else each)["curve"] for each in facts)
+    assert [check["train"] for check in first[1:]] == [check["train"] for check in second[1:]]
+    assert all(a["held_out"] != b["held_out"] for a, b in zip(first, second, strict=True))
+
+
+def test_the_curve_has_the_mean_loss_of_the_steps_since_the_check_before() -> None:
+    model = tiny_value(num_hidden_layers=1)
+    selection = selection_of(model, "int2-g32")
+    every_step, seldom = (
+        trained(model, selection, tokens=6 * 8 * 16, check_every=n).meta["distilled"]["curve"] for n in (1, 4)
+    )
+    losses = [check["train"] for check in every_step[1:]]
+    assert len(set(losses)) == 6
+    assert [check["train"] for check in seldom[1:]] == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 2])
+
+
+def test_rates_of_codes_go_by_bits_and_by_the_length_of_the_training() -> None:
+    """`auto` is 0.2 over the root of the steps; what a factor says of some bits concerns no scale and no other bits."""
+    model = tiny_value(num_hidden_layers=1)
+    names = ("int2-g32", "int3-g32")
+    selection = selection_of(model, {unit.name: names[i % 2] for i, unit in enumerate(units_of(model))})
+    rates = {"codes": "auto", "scales": 0.03, "norms": 0.05, "by_bits": {"2": 0.1}}
+    spec = Distill.model_validate({"step": "distill", "rates": rates})
+    moved = student(spec, model, selection, [0], True, "cpu")
+    for steps, auto in ((100, 0.02), (400, 0.01)):
+        rate = {id(variable): rate for variable, rate in moved.variables(spec, steps)}
+        found = [(m.frame.quantized.format.bits, rate[id(m.code.variable)]) for m in moved.matrices.values()]
+        assert {bits for bits, _ in found} == {2, 3}
+        assert all(r == pytest.approx(auto * (0.1 if bits == 2 else 1)) for bits, r in found)
+        assert {rate[id(s.delta_X)] for m in moved.matrices.values() for s in m.frame.scales} == {0.03}
+        assert {rate[id(vector.delta_X)] for vector in moved.vectors.values()} == {0.05}
