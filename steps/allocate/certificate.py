@@ -125,6 +125,6 @@ def non_monotone(problem: Problem) -> int:
     """Units for which some allowed format of more bytes scores worse: noise, or formats that are simply dominated."""
     count = 0
     for bytes_C, score_C, allowed_C in zip(problem.bytes_UC, problem.score_UC, problem.allowed_UC, strict=True):
-        order = np.lexsort((score_C[allowed_C], bytes_C[allowed_C]))
+        order = np.lexsort((-score_C[allowed_C], bytes_C[allowed_C]))
         count += bool((np.diff(score_C[allowed_C][order]) > 0).any())
     return count

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, get_args
 
+import numpy as np
 import pytest
-from allocation import UNIT, allocated, changed, exact_file, step_inputs
+from allocation import UNIT, allocated, changed, exact_file, problem, step_inputs
 
 from schemas.allocate import Allocator
 from schemas.base import canonical_json
 from schemas.format import read_format
+from steps.allocate.certificate import non_monotone
+from steps.allocate.stability import shares
 from steps.pack.sizes import linear_bytes
 from steps.step import Output
 
@@ -79,7 +83,11 @@ def test_more_bytes_buy_what_the_shadow_price_says() -> None:
     gained = low["predicted_kl"]["plan"] - high["predicted_kl"]["plan"]
     prices = [m["certificate"]["shadow_price"]["kl_per_byte"] for m in (low, high)]
     assert 0.3 * prices[1] * spent <= gained <= 3 * prices[0] * spent
-    assert "more buys" in low["certificate"]["shadow_price"]["text"]
+    said = re.fullmatch(r"(\d+) (kB|bytes) more buys (.+) KL", low["certificate"]["shadow_price"]["text"])
+    assert said is not None
+    amount = int(said[1]) * {"kB": 1000, "bytes": 1}[said[2]]
+    assert 0.001 < amount / sum(r["bytes"] for r in low["rows"]) <= 0.01
+    assert float(said[3]) == pytest.approx(prices[0] * amount, rel=0.06)
     rich = allocated(budget={"bits_per_weight": 16})
     assert "does not bind" in rich["certificate"]["shadow_price"]["text"]
 
@@ -95,6 +103,17 @@ def test_stability_says_which_choices_the_documents_support() -> None:
     interval = meta["certificate"]["predicted_interval"]
     assert interval["low"] < meta["predicted_kl"]["plan"] == interval["value"] < interval["high"]
     assert meta["certificate"]["uniform_minus_plan"]["value"] > 0
+
+
+def test_a_document_counts_by_its_tokens_and_as_often_as_it_is_drawn() -> None:
+    found = {tuple(share_D) for share_D in shares(np.array([1.0, 3.0]), 50, 0).tolist()}
+    assert found == {(1.0, 0.0), (0.25, 0.75), (0.0, 1.0)}
+
+
+def test_formats_of_more_bytes_that_score_worse_are_counted_by_unit() -> None:
+    sizes = [[10, 20, 30], [10, 20, 30], [30, 20, 10], [10, 10, 20], [10, 10, 20]]
+    losses = [[3.0, 2.0, 1.0], [3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 1.0], [1.0, 3.0, 2.0]]
+    assert non_monotone(problem(sizes, losses)) == 2
 
 
 def test_identical_documents_leave_no_doubt() -> None:

@@ -76,7 +76,9 @@ def test_scores_that_add_up_do_so_exactly() -> None:
 def test_the_threshold_is_what_the_measurement_is_unsure_of(factor: float, holds: bool) -> None:
     found = compared(*(factor * kl for kl in (0.4, 0.4, 0.4, 0.5)))
     assert found["ratio"]["value"] == pytest.approx(factor) and found["holds"] is holds
-    assert 0.02 < found["tolerance"] < 0.2
+    measured = found["measured"]
+    half = (measured["high"] - measured["low"]) / 2
+    assert 0.02 < found["tolerance"] < 0.2 and found["tolerance"] == pytest.approx(half / measured["value"])
     assert bool(found["notes"]) is not holds
 
 
@@ -101,8 +103,8 @@ def plan(name: str) -> Output:
             "uniform": {"a": f"uniform {name}"},
             "greedy": {"a": f"greedy {name}"},
             "uniform_format": f"format {name}",
-            "bytes": {"plan": len(name), "uniform": 1, "greedy": 2},
-            "predicted_kl": {"plan": 0.1, "uniform": 0.3, "greedy": 0.2},
+            "bytes": {"plan": len(name), "uniform": 10 + len(name), "greedy": 20 + len(name)},
+            "predicted_kl": {"plan": 0.1 * len(name), "uniform": len(name), "greedy": 0.2 * len(name)},
             "certificate": {"baselines": f"baselines {name}", "objective": name},
             "rows": name,
         }
@@ -120,10 +122,17 @@ def test_the_plan_that_measures_better_is_kept_with_the_first_ones_baselines() -
     assert found["plan"] == {"a": "second", "b": "second"} and found["rows"] == "second"
     assert (found["uniform"], found["greedy"]) == ({"a": "uniform one"}, {"a": "greedy one"})
     assert found["certificate"] == {"baselines": "baselines one", "objective": "second"}
-    assert found["bytes"] == {"plan": 6, "uniform": 1, "greedy": 2}
+    assert found["bytes"] == {"plan": 6, "uniform": 13, "greedy": 23}
+    assert found["predicted_kl"] == pytest.approx({"plan": 0.6, "uniform": 3, "greedy": 0.6})
     assert [r["kept"] for r in found["rounds"]] == [False, True]
     assert found["rounds"][0]["measured"]["value"] == pytest.approx(0.25)
     assert found["contrast"]["verdict"] == "better" and "2 units moved, better" in found["notes"][0]
+
+
+def test_the_lower_kl_is_kept_even_where_the_difference_means_nothing() -> None:
+    found = chosen((0.1, 0.2, 0.3, 0.3))
+    assert found["contrast"]["verdict"] == "no difference" and [r["kept"] for r in found["rounds"]] == [False, True]
+    assert found["plan"] == {"a": "second", "b": "second"} and found["notes"][0].endswith("), kept")
 
 
 def test_a_second_plan_that_measures_worse_is_not_kept() -> None:
@@ -159,7 +168,8 @@ def test_negative_scores_around_a_plan_are_no_noise() -> None:
     meta = allocate.run(spec, around_a_plan(0.01), Env())["plan"].meta
     assert set(meta["plan"].values()) == {"int4-g64"}
     assert meta["predicted_kl"]["plan"] == pytest.approx(2.0 - 4 * 0.1)
-    assert meta["certificate"]["predicted_interval"]["value"] == pytest.approx(1.6)
+    interval = meta["certificate"]["predicted_interval"]
+    assert interval["value"] == pytest.approx(1.6) and 0.5 < interval["low"] < 1.6 < interval["high"] < 2.7
     assert meta["certificate"]["notes"] == []
     pinned = spec.model_copy(update={"pins": (Pin.model_validate({"units": "*", "exclude": ["int4-g64"]}),)})
     meta = allocate.run(pinned, around_a_plan(), Env())["plan"].meta

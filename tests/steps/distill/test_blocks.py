@@ -12,6 +12,7 @@ from refinements import TOKENS, trained
 from selections import selection_of
 
 from steps.distill import run as distill
+from steps.distill.blocks import relative_error
 from steps.distill.student import tensors_of
 from steps.distill.train import Outcome
 from steps.model.overlay import overlay
@@ -74,6 +75,15 @@ def test_a_window_goes_from_what_was_refined_to_the_original(
     for first, (entering_NSD, target_NSD) in zip(firsts, seen, strict=True):
         torch.testing.assert_close(entering_NSD, refined[first], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(target_NSD, original[min(first + width, 4)], rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_is_relative_to_a_target_that_is_weighted_alike() -> None:
+    target_PD, weight_D = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 0.4, 2.5])
+    assert relative_error(torch.zeros(5, 3), target_PD, weight_D).item() == pytest.approx(1)
+    doubled_PD = target_PD * torch.tensor([1.0, 1.0, 2.0])
+    share = relative_error(doubled_PD, target_PD, weight_D)
+    square_D = weight_D * target_PD.square().sum(0)
+    assert share.item() == pytest.approx((square_D[2] / square_D.sum()).item())
 
 
 def test_blocks_that_make_the_whole_worse_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from models import tiny_value
-from refinements import TOKENS, other_text, trained
+from refinements import TOKENS, mean_kl, other_text, trained
 from selections import selection_of, units_of
 
 from schemas.distill import Distill
 from steps.distill.schedule import split
 from steps.distill.student import student
+from steps.step import Output
 
 FISHER: dict[str, Any] = {"scope": {"kind": "blocks"}, "objective": [{"kind": "outputs", "fisher": True}]}
 
@@ -25,6 +26,36 @@ def test_windows_that_judge_teach_nothing(parts: dict[str, Any]) -> None:
     first, second = ((each["blocks"][0] if parts else each)["curve"] for each in facts)
     assert [check["train"] for check in first[1:]] == [check["train"] for check in second[1:]]
     assert all(a["held_out"] != b["held_out"] for a, b in zip(first, second, strict=True))
+
+
+STILL: dict[str, Any] = {"tokens": 8 * 16, "rates": {"codes": 1e-9}}
+"""One step that moves nothing."""
+
+
+@pytest.mark.parametrize("scope", ["whole", "blocks"])
+def test_a_check_is_of_whole_codes_and_a_step_of_soft_ones(scope: str) -> None:
+    """Soft codes begin as the weights themselves, and their whole ones as those of this selection."""
+    model = tiny_value(num_hidden_layers=1)
+    parts = {"scope": {"kind": scope}, "objective": [{"kind": "logits"}], "codes": {"kind": "annealed"}}
+    facts = trained(model, selection_of(model, "int2-g32"), **STILL, **parts).meta["distilled"]
+    given, checked = (facts if scope == "whole" else facts["blocks"][0])["curve"]
+    assert checked["held_out"] == pytest.approx(given["held_out"], rel=1e-3)
+    assert checked["train"] < 0.01 * given["held_out"]
+
+
+def test_behind_a_window_run_the_originals_blocks_and_a_term_counts_by_its_weight() -> None:
+    model, held_out = tiny_value(num_hidden_layers=2), split(80, 16, 0)[1]
+    selection = selection_of(model, "int2-g32")
+    parts = {"scope": {"kind": "blocks"}, "objective": [{"kind": "logits", "weight": 3}]}
+    first, second = trained(model, selection, **STILL, **parts).meta["distilled"]["blocks"]
+    alone = Output(children={name: unit for name, unit in selection.children.items() if name.startswith("layers.0.")})
+    assert first["before"] == pytest.approx(3 * mean_kl(model, alone, held_out), rel=1e-3)
+    assert second["before"] == pytest.approx(3 * mean_kl(model, selection, held_out), rel=1e-3)
+    once, twice = (
+        trained(model, selection, **STILL, objective=[{"kind": "logits", "weight": weight}]).meta["distilled"]["curve"]
+        for weight in (1, 2)
+    )
+    assert twice[1]["train"] == pytest.approx(2 * once[1]["train"]) and twice[1]["held_out"] == once[1]["held_out"]
 
 
 def test_the_curve_has_the_mean_loss_of_the_steps_since_the_check_before() -> None:
