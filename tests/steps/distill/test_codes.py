@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -153,3 +155,18 @@ def test_top_k_is_the_divergence_of_lumped_tokens_and_never_more_than_the_whole(
     found = [divergence(Logits(kind="logits", top_k=k), p_PV, q_PV) for k in (1, 3, 8)]
     assert found == sorted(found) and found[-1] < full
     torch.testing.assert_close(divergence(Logits(kind="logits", top_k=11), p_PV, q_PV), full)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+def test_top_k_keeps_the_likeliest_of_the_original_and_lumps_the_rest_of_both(kind: Any) -> None:
+    p_PV, q_PV = _pair()
+    q_PV.requires_grad_()
+    top_PK, lumped = p_PV.topk(3).indices, []
+    for probability_PV in (p_PV.softmax(-1), q_PV.softmax(-1)):
+        kept_PK = probability_PV.gather(1, top_PK)
+        lumped.append(torch.cat([kept_PK, 1 - kept_PK.sum(1, keepdim=True)], dim=1))
+    first, second = lumped if kind == "forward" else reversed(lumped)
+    wanted = (first * (first / second).log()).sum(-1).mean()
+    found = divergence(Logits(kind="logits", divergence=kind, top_k=3), p_PV, q_PV)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(each, q_PV)[0] for each in (found, wanted)))

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from models import tiny_value
 from refinements import TOKENS, mean_kl, other_text, trained
 from selections import selection_of, units_of
 
 from schemas.distill import Distill
-from steps.distill.schedule import split
-from steps.distill.student import student
-from steps.step import Output
+from steps.distill.relative import relative
+from steps.distill.schedule import share, split
+from steps.distill.student import Student, student
+from steps.distill.train import train
+from steps.step import Env, Output
 
 FISHER: dict[str, Any] = {"scope": {"kind": "blocks"}, "objective": [{"kind": "outputs", "fisher": True}]}
+LATENTS: dict[str, Any] = {"codes": {"kind": "ste", "start": "weights"}}
+"""Some are near to another code: a short training moves them there."""
+OFFSETS: dict[str, Any] = {"codes": {"kind": "offsets", "limit": 0.25}, "optimizer": {"kind": "sign"}}
 
 
 @pytest.mark.parametrize("parts", [{}, FISHER], ids=["whole", "Fisher weights"])
@@ -84,3 +93,46 @@ def test_rates_of_codes_go_by_bits_and_by_the_length_of_the_training() -> None:
         assert all(r == pytest.approx(auto * (0.1 if bits == 2 else 1)) for bits, r in found)
         assert {rate[id(s.delta_X)] for m in moved.matrices.values() for s in m.frame.scales} == {0.03}
         assert {rate[id(vector.delta_X)] for vector in moved.vectors.values()} == {0.05}
+
+
+@pytest.mark.parametrize(
+    ("parts", "rate"), [(LATENTS, 0.2 / math.sqrt(12)), (OFFSETS, 2 * 0.25 / 12)], ids=["latents", "offsets"]
+)
+def test_auto_is_the_rate_that_goes_with_the_steps(parts: dict[str, Any], rate: float) -> None:
+    model = tiny_value(num_hidden_layers=1)
+    selection = selection_of(model, "int2-g32")
+    auto, same, other = (
+        trained(model, selection, rates={"codes": codes}, **parts).meta["distilled"]["curve"]
+        for codes in ("auto", rate, rate / 2)
+    )
+    assert auto == same != other
+
+
+class OneNumber:
+    """A task whose loss is the one number that it trains."""
+
+    measured = "nothing"
+
+    def __init__(self) -> None:
+        self.student = self.given = Student({}, {"norm": relative(torch.ones(1), "cpu", trained=True)})
+        self.read, self.seen = list[int](), list[float]()
+
+    def loss(self, windows: Sequence[int]) -> torch.Tensor:
+        number = self.student.vectors["norm"].delta_X
+        assert number is not None
+        self.read += windows
+        self.seen.append(number.item())
+        return number.sum()
+
+    def measure(self, student: Student) -> list[dict[str, float]]:
+        return [{"tokens": 1.0, "loss": 1.0}] * 6
+
+
+def test_every_step_reads_the_next_windows_at_its_own_share_of_the_rate() -> None:
+    windows, task = [5, 3, 9, 7, 1, 8, 2, 0], OneNumber()
+    row = {"rates": {"norms": 0.01}, "optimizer": {"kind": "sign"}, "schedule": {"warmup": 0.3}}
+    spec = Distill.model_validate({"step": "distill", "tokens": 10 * 3 * 16, "batch": 3, **row})
+    train(spec, task, windows, 16, Env())
+    assert task.read == (4 * windows)[:30]
+    moves = [before - after for before, after in itertools.pairwise(task.seen)]
+    assert moves == pytest.approx([0.01 * share(step, 10, spec.schedule) for step in range(1, 10)])
