@@ -198,6 +198,14 @@ def test_windows_that_judge_choose_no_codes() -> None:
         assert all(torch.equal(tensor, second.children[unit].tensors[name]) for name, tensor in item.tensors.items())
 
 
+def test_windows_samples_damping_and_passes_each_change_what_is_gained() -> None:
+    model = tiny_value(num_hidden_layers=1)
+    selection = selection_of(model, "int3-g32")
+    changes: list[dict[str, Any]] = [{}, {"windows": 24}, {"samples": 2}, {"damping": 1.0}, {"passes": 20}]
+    found = [recoded(selection, model, **change).meta["recoded"]["estimate"] for change in changes]
+    assert len(set(found)) == len(changes) and max(found) < 1
+
+
 def test_what_does_not_help_beyond_doubt_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
     def worse(level_OGJ: torch.Tensor, bounds: Bounds, *rest: Any) -> Descent:
         return Descent(bounds.clamp(level_OGJ + 1), Gain(1.0, 0.5, level_OGJ.numel(), level_OGJ.numel()))
