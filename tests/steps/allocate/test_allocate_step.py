@@ -124,6 +124,14 @@ def test_identical_documents_leave_no_doubt() -> None:
     assert stability["agreement"] == 1.0
 
 
+def test_a_part_that_binds_binds_in_every_resample() -> None:
+    """Without a price for its bytes most of its units would get more of them."""
+    first = sum(r["bytes"] for r in allocated(budget={"bits_per_weight": 4.0})["rows"] if "layers.0." in r["unit"])
+    budget = {"bits_per_weight": 4.0, "parts": [{"units": "layers.0.*", "bytes": int(first * 0.7)}]}
+    evidence = allocated(step_inputs(documents=1), budget=budget, bootstrap=5)["certificate"]
+    assert evidence["limits"][1]["binds"] and evidence["stability"]["agreement"] > 0.5
+
+
 def test_without_documents_there_is_no_stability() -> None:
     def bare(name: str, meta: dict[str, Any]) -> None:
         meta["documents"], meta["weights"] = [], []

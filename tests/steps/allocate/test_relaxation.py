@@ -17,6 +17,7 @@ from steps.allocate.build import solve
 from steps.allocate.lagrangian import bound_of, relax
 from steps.allocate.problem import Problem, Row, canonical, violations
 from steps.allocate.program import Program, lightest, program_of, without_dominated
+from steps.allocate.uniform import assign
 
 LAGRANGIAN = Lagrangian(kind="lagrangian")
 
@@ -151,6 +152,15 @@ def test_waterfill_gives_equal_sensitivities_equal_bits() -> None:
 
 
 RANKCUT = RankCut(kind="rankcut", high=Affine(bits=4, group_size="row"), low=Affine(bits=2, group_size="row"))
+
+
+def test_a_uniform_plan_takes_the_best_of_no_more_bytes_where_its_format_is_pinned_away() -> None:
+    given_ = problem(
+        [[10, 20, 25, 30], [10, 20, 30, 30], [40, 50, 60, 30]],
+        [[3.0, 1.0, 2.0, 0.5], [3.0, 2.0, 1.0, 0.5], [3.0, 2.0, 1.0, 4.0]],
+        allowed_UC=np.array([[True, True, True, False]] * 3),
+    )
+    assert assign(given_, 3).tolist() == [1, 2, 0], "the last one has none as small, and takes its smallest"
 
 
 def test_rankcut_raises_the_most_damaged_and_stops_at_the_cut() -> None:

@@ -13,10 +13,14 @@ from selections import selection_of
 
 from steps.distill import run as distill
 from steps.distill.blocks import relative_error
+from steps.distill.fisher import output_fisher
 from steps.distill.student import tensors_of
 from steps.distill.train import Outcome
 from steps.model.overlay import overlay
+from steps.model.positions import take
 from steps.model.stream import Stream
+from steps.model.whole import all_blocks
+from steps.sensitivity import backward
 from steps.step import Output
 
 SAID = {"step_kept": 8, "steps": 8, "steps_planned": 8, "tokens": 64, "passes": 1.0, "notes": []}
@@ -75,6 +79,34 @@ def test_a_window_goes_from_what_was_refined_to_the_original(
     for first, (entering_NSD, target_NSD) in zip(firsts, seen, strict=True):
         torch.testing.assert_close(entering_NSD, refined[first], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(target_NSD, original[min(first + width, 4)], rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_is_weighted_by_the_fisher_information_of_what_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[torch.Tensor]()
+    monkeypatch.setattr(distill, "train", by(0.5, lambda around: seen.append(around.fisher_D)))
+    monkeypatch.setattr(distill, "output_fisher", lambda stream, blocks, *rest: list(torch.arange(len(blocks))))
+    model = tiny_value(num_hidden_layers=4)
+    scope, objective = {"kind": "blocks", "width": 2, "stride": 2}, [{"kind": "outputs", "fisher": True}]
+    trained(model, selection_of(model, "int4-g32"), scope=scope, objective=objective)
+    assert [int(fisher_D) for fisher_D in seen] == [1, 3]
+
+
+def test_fisher_information_is_the_mean_squared_gradient_at_predicted_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against one backward pass through the whole model, for the likeliest labels in place of drawn ones."""
+    monkeypatch.setattr(backward, "draw_labels", lambda p_PV, samples, generator: p_PV.argmax(1, keepdim=True))
+    stream = Stream(tiny_value())
+    blocks, part = all_blocks(stream), take(TOKENS, [1, 5, 7])
+    found = output_fisher(stream, blocks, [part], 0)
+    states = [stream.embed(part.ids_NS)]
+    for block in blocks:
+        states.append(stream.run(block, states[-1].requires_grad_()))
+    log_PV = torch.log_softmax(stream.logits(stream.final(part.pick(states[-1]))), -1)
+    gradients = torch.autograd.grad(log_PV.amax(1).sum(), states[1:])
+    for fisher_D, gradient_NSD in zip(found, gradients, strict=True):
+        square_D = part.pick(gradient_NSD).square().mean(0)
+        torch.testing.assert_close(fisher_D, square_D / square_D.mean(), rtol=1e-3, atol=1e-5)
 
 
 def test_an_error_is_relative_to_a_target_that_is_weighted_alike() -> None:

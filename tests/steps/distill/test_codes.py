@@ -55,6 +55,14 @@ def test_soft_codes_start_as_the_weights_themselves(spec: object) -> None:
     torch.testing.assert_close(levels * at.spacing.step_OG1, at.weight_OGJ, rtol=1e-4, atol=1e-5)
 
 
+def test_a_cell_keeps_the_code_and_which_way_the_weight_was_rounded() -> None:
+    at = grid()
+    code = build_code(StraightThrough(kind="ste", start="cell"), at)
+    assert code.variable is not None
+    away_OGJ, wanted_OGJ = code.variable.detach() - at.level_OGJ, at.wanted() - at.level_OGJ
+    torch.testing.assert_close(away_OGJ, wanted_OGJ.clamp(-0.35, 0.35), rtol=1e-4, atol=1e-5)
+
+
 def test_the_box_without_a_loss_is_round_to_nearest() -> None:
     at = grid()
     code = build_code(Box(kind="box"), at)

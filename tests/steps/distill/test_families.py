@@ -55,14 +55,26 @@ def test_other_families_gain_within_format_and_bytes(names: tuple[str, ...], par
             assert torch.equal(tensor, before) == (unit in plain or name.endswith(".widths")), name
 
 
+def with_ends(model: Output, name: str) -> tuple[Output, list[str]]:
+    """Every unit in one format, embedding and head in 4 bits; their names."""
+    selection, config, shapes = selection_of(model, name), model.meta["config"], model.meta["shapes"]
+    ends = [unit for unit in (embedding_unit(config, shapes), head_unit(config, shapes)) if unit is not None]
+    coded = {unit.name: item(model, unit, fmt("int4-g32")) for unit in ends}
+    return Output(selection.meta, children={**selection.children, **coded}), [unit.name for unit in ends]
+
+
+def test_the_loss_of_a_step_is_the_kl_of_what_would_be_packed() -> None:
+    model = tiny_value(num_hidden_layers=1)
+    selection, _ = with_ends(model, "int2-g32")
+    facts = trained(model, selection, tokens=8 * 16, rates={"scales": 1e-9}).meta["distilled"]
+    trained_on = split(80, 16, 0)[0][:8]
+    assert facts["curve"][1]["train"] == pytest.approx(mean_kl(model, selection, trained_on), rel=1e-4)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_embedding_and_head_stay_and_are_what_the_student_runs_on(tied: bool) -> None:
     model = tiny_value(tied=tied, dtype=torch.bfloat16)
-    selection = selection_of(model, "int2-g32")
-    config, shapes = model.meta["config"], model.meta["shapes"]
-    ends = {u.name: u for u in (embedding_unit(config, shapes), head_unit(config, shapes)) if u is not None}
-    coded = {name: item(model, unit, fmt("int4-g32")) for name, unit in ends.items()}
-    selection = Output(selection.meta, children={**selection.children, **coded})
+    selection, ends = with_ends(model, "int2-g32")
     found = trained(model, selection)
     facts = found.meta["distilled"]
     assert facts["after"] < facts["before"] and facts["untrained"] == sorted(ends)
