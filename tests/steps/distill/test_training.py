@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from refinements import TOKENS, mean_kl, other_text, trained
 from selections import selection_of, units_of
 
 from schemas.distill import Distill
-from steps.distill.relative import relative
 from steps.distill.schedule import share, split
 from steps.distill.student import Student, student
 from steps.distill.train import train
@@ -108,31 +107,51 @@ def test_auto_is_the_rate_that_goes_with_the_steps(parts: dict[str, Any], rate: 
     assert auto == same != other
 
 
-class OneNumber:
-    """A task whose loss is the one number that it trains."""
+class Number:
+    """A code that is one number, and what a training did to it, in order."""
+
+    def __init__(self) -> None:
+        self.variable = torch.zeros(1, requires_grad=True)
+        self.progress, self.updated = list[float](), list[float]()
+
+    def shape_gradient(self, progress: float) -> None:
+        assert self.variable.grad is not None
+        self.progress.append(progress)
+        self.variable.grad.neg_()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        self.updated.append(self.variable.item())
+        self.variable.zero_()
+
+
+class NumberTask:
+    """A task whose loss is the number that it trains."""
 
     measured = "nothing"
 
     def __init__(self) -> None:
-        self.student = self.given = Student({}, {"norm": relative(torch.ones(1), "cpu", trained=True)})
-        self.read, self.seen = list[int](), list[float]()
+        self.code, self.read = Number(), list[int]()
+        variables = [(self.code.variable, 0.01)]
+        matrix = SimpleNamespace(code=self.code)
+        self.student: Any = SimpleNamespace(matrices={"it": matrix}, variables=lambda spec, steps: variables)
+        self.given = self.student
 
     def loss(self, windows: Sequence[int]) -> torch.Tensor:
-        number = self.student.vectors["norm"].delta_X
-        assert number is not None
+        assert self.code.variable.item() == 0
         self.read += windows
-        self.seen.append(number.item())
-        return number.sum()
+        return self.code.variable.sum()
 
     def measure(self, student: Student) -> list[dict[str, float]]:
         return [{"tokens": 1.0, "loss": 1.0}] * 6
 
 
 def test_every_step_reads_the_next_windows_at_its_own_share_of_the_rate() -> None:
-    windows, task = [5, 3, 9, 7, 1, 8, 2, 0], OneNumber()
-    row = {"rates": {"norms": 0.01}, "optimizer": {"kind": "sign"}, "schedule": {"warmup": 0.3}}
+    """And codes shape the gradient before the update, told how far the training is, and are projected after it."""
+    windows, task = [5, 3, 9, 7, 1, 8, 2, 0], NumberTask()
+    row = {"optimizer": {"kind": "sign"}, "schedule": {"warmup": 0.3}}
     spec = Distill.model_validate({"step": "distill", "tokens": 10 * 3 * 16, "batch": 3, **row})
     train(spec, task, windows, 16, Env())
     assert task.read == (4 * windows)[:30]
-    moves = [before - after for before, after in itertools.pairwise(task.seen)]
-    assert moves == pytest.approx([0.01 * share(step, 10, spec.schedule) for step in range(1, 10)])
+    assert task.code.updated == pytest.approx([0.01 * share(step, 10, spec.schedule) for step in range(1, 11)])
+    assert task.code.progress == pytest.approx([step / 10 for step in range(1, 11)])
