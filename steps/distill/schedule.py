@@ -11,8 +11,8 @@ from schemas.distill import LEAST_HELD_OUT, Schedule, Training
 
 LARGEST_SHARE = 5
 """At most one window in so many is held out, where that leaves as many as can decide."""
-LEAST_WINDOWS = 2 * LEAST_HELD_OUT
-"""Of a text to train on, half of them held out."""
+LEAST_WINDOWS = LEAST_HELD_OUT + 1
+"""Of a text to train on and to hold out of."""
 
 
 def held_out_of(windows: int, asked: int) -> int:

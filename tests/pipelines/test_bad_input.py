@@ -78,7 +78,7 @@ def refused(
         ),
         (
             "text.calibrate_windows=1000",
-            ["too little text", "node recoded", "0 windows of 32", "at least 2; for all that is asked 98"],
+            ["too little text", "node recoded", "0 windows of 32", "at least 7; for all that is asked 102"],
         ),
     ],
 )

@@ -14,7 +14,7 @@ from steps.distill.schedule import share, split, steps_of, windows_of
 
 
 @pytest.mark.parametrize(
-    ("windows", "held_out", "kept"), [(12, 6, 6), (12, 9, 6), (40, 6, 6), (40, 9, 8), (500, 24, 24)]
+    ("windows", "held_out", "kept"), [(7, 24, 6), (12, 6, 6), (12, 9, 6), (40, 6, 6), (40, 9, 8), (500, 24, 24)]
 )
 def test_split_is_a_partition_with_both_sides(windows: int, held_out: int, kept: int) -> None:
     train, out = split(windows, held_out, seed=0)
