@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pipelines.interrupts import end_at_once, heeded
 from pipelines.options import number, seconds
+from schemas.calibrate import LEAST_LENGTH
 from schemas.errors import InputError
-from steps.verify.options import LEAST_LENGTH, LOAD_HELP, LOADINGS, split
+from steps.verify.options import LOAD_HELP, LOADINGS, split
 from store.errors import Unavailable, lost
 
 EXIT_GATES, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -176,7 +177,7 @@ def _say(error: BaseException) -> int:
     if isinstance(error, Unavailable):
         error = lost(error)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        error = InputError("this name is too long for a file", got=error.filename, fix="check it")
+        error = InputError("this name is too long for a file", got=error.filename, fix="give a shorter one")
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from schemas.base import Spec
 
+LEAST_LENGTH = 16
+"""Tokens of a window."""
+
 
 class ModelSource(Spec):
     """A causal language model: a local Hugging Face folder, a Hub id with revision, or an fsspec URL of a folder."""
@@ -44,7 +47,7 @@ class Tokenize(Spec):
 
     step: Literal["tokenize"]
     layout: Literal["stream", "document"]
-    length: int = Field(default=256, ge=16)
+    length: int = Field(default=256, ge=LEAST_LENGTH)
     windows: int = Field(default=128, ge=1)
     skip: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)

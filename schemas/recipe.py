@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.allocate import ILP, Additivity, Allocate, Allocator, Choose, Pin, Select
 from schemas.base import Spec
 from schemas.budget import Budget
-from schemas.calibrate import Calibrate, ModelSource, Reference, TextSource, Tokenize
+from schemas.calibrate import LEAST_LENGTH, Calibrate, ModelSource, Reference, TextSource, Tokenize
 from schemas.distill import (
     Blocks,
     Codes,
@@ -111,7 +111,7 @@ class TextFields(Spec):
     calibrate: Source = "builtin:calibrate"
     evaluate: Source = "builtin:evaluate"
     field: str = "text"
-    length: int = Field(default=256, ge=16)
+    length: int = Field(default=256, ge=LEAST_LENGTH)
     calibrate_windows: int = Field(default=128, ge=1)
     score_windows: int = Field(default=32, ge=2)
     evaluate_windows: int = Field(default=128, ge=2)

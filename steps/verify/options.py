@@ -6,15 +6,12 @@ import argparse
 from importlib.util import find_spec
 from typing import get_args
 
+from schemas.calibrate import LEAST_LENGTH
 from schemas.errors import InputError
 from schemas.verify import Loading
 
 LOADINGS: tuple[Loading, ...] = get_args(Loading)
 LOAD_HELP = "how: whole, or block by block in little memory, without speed (auto: whole up to a billion weights)"
-
-
-LEAST_LENGTH = 16
-"""Tokens per window, as in schemas/calibrate.py."""
 
 
 def split(names: str) -> tuple[str, ...]:

@@ -33,7 +33,6 @@ def test_few_windows_decide_for_the_input(windows: int, better: bool) -> None:
 def test_each_half_is_measured_where_the_other_half_chooses() -> None:
     checks = [rows([5, 5, 5, 5]), rows([1, 4, 2, 4]), rows([6, 2, 6, 3])]
     assert crossed(checks) == rows([6, 4, 6, 4])
-    assert crossed([rows([3.0])]) == rows([3.0])
 
 
 def test_a_training_without_effect_is_seldom_kept() -> None:
