@@ -11,6 +11,7 @@ from pipelines.methods.refine import RECODED, UNTRAINED, refinement_of
 from schemas.distill import Blocks, Distill, Join, Outputs, Recode, Reconstruct, Training
 from schemas.errors import InputError
 from schemas.recipe import DistillFields, Node, Refinement, ShortRecipe, Streamed
+from steps.distill.schedule import LARGEST_SHARE
 
 ELSEWHERE = {"method", "text", "recode"}
 """Fields of a recipe's `distill` that are no fields of the step."""
@@ -56,14 +57,16 @@ def refined(short: ShortRecipe, fields: DistillFields) -> Distill:
 
 
 def training_text(short: ShortRecipe, tokens: Callable[..., Node]) -> dict[str, Node]:
-    """The nodes of the training windows: as many as the budget needs, and those held out."""
+    """The nodes of the training windows: as many as the budget needs and holding out takes, and those held out."""
     fields = asked(short)
     if fields is None:
         return {}
     spec, length = refined(short, fields), short.text.length
     again = recoded(short, fields, spec.held_out)
     training = 0 if _method(short, fields) in UNTRAINED else -(-spec.tokens // length)
-    windows = max(training, again.windows if again else 0) + spec.held_out
+    # At most one window in LARGEST_SHARE is held out: of a short training the others only make that many.
+    others = (LARGEST_SHARE - 1) * spec.held_out
+    windows = max(training, again.windows if again else 0, others) + spec.held_out
     if fields.text is None:
         skip = short.text.calibrate_windows
         return {"training": tokens("calibration_text", "stream", windows, skip=skip)}

@@ -113,7 +113,8 @@ def test_bytes_are_those_that_the_step_asks_for(tmp_path: Path) -> None:
     streamed = open_build(tmp_path, distill={"tokens": 128, "batch": 2, "method": "autoround", "scope": "stream"})
     block = streamed.runner.by_id["refined"].node.spec
     assert isinstance(block, Reconstruct)
-    windows = 4 + block.held_out
+    windows = supply_of(streamed).windows
+    assert windows > 4 + block.held_out
     assert memory_needed(streamed.runner) == {"refined": block_bytes(block, meta, 0, 2 * 32, windows * 32)}
 
 
@@ -121,7 +122,7 @@ def test_hidden_states_wait_where_blocks_are_trained_in_turn(tmp_path: Path) -> 
     """What enters a block in both models and its target, of every window; on a GPU they wait outside."""
     ((_, by_blocks),) = forecasts(tmp_path / "blocks", method="autoround").items()
     ((_, whole),) = forecasts(tmp_path / "whole", method="autoround", scope={"kind": "whole"}, **LOGITS).items()
-    windows = 4 + 6
+    windows = 5 * 6  # of which a fifth is held out
     assert by_blocks - whole == 3 * 4 * windows * 32 * CONFIG["hidden_size"]
 
 
@@ -157,6 +158,16 @@ def test_forecasts_go_by_the_text_that_is_there(fields: dict[str, Any], text: di
                        distill={"tokens": 128, **fields}, load="blocks")  # fmt: skip
     forecast = check(build)
     assert forecast.memory_needed < PROCESS + 50 * 2**20 and forecast.scratch_needed < 50 * 2**20
+
+
+@pytest.mark.parametrize("method", ["latent", "recode"])
+def test_a_short_training_holds_out_as_many_windows_as_were_asked_for(method: str, tmp_path: Path) -> None:
+    """The text is there; that next to nothing is trained on must not leave fewer to judge by."""
+    distill = {"method": method, "held_out": 12} | (
+        {"tokens": 64} if method == "latent" else {"recode": {"windows": 2}}
+    )
+    for note in text_notes(open_build(tmp_path, distill=distill).runner):
+        assert "beside 12 held-out" in note and "were asked for" not in note
 
 
 @pytest.mark.parametrize(("asked", "limited"), [(6, False), (10**12, True)])
