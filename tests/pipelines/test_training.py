@@ -164,7 +164,7 @@ def test_forecasts_go_by_the_text_that_is_there(fields: dict[str, Any], text: di
 def test_a_short_training_holds_out_as_many_windows_as_were_asked_for(method: str, tmp_path: Path) -> None:
     """The text is there; that next to nothing is trained on must not leave fewer to judge by."""
     distill = {"method": method, "held_out": 12} | (
-        {"tokens": 64} if method == "latent" else {"recode": {"windows": 2}}
+        {"tokens": 64, "recode": False} if method == "latent" else {"recode": {"windows": 2}}
     )
     for note in text_notes(open_build(tmp_path, distill=distill).runner):
         assert "beside 12 held-out" in note and "were asked for" not in note
